@@ -1,0 +1,136 @@
+"""
+Settings: flags, then ``FAAS_*``, then ``faas.toml``, then defaults; read once in each process's composition root.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from faas.errors import ConfigError
+
+MIB = 1024 * 1024
+Port = Annotated[int, Meta(ge=0, le=65535)]
+
+
+class PoolConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Size of each worker's instance pool; address space is reserved for all of it, memory is not."""
+
+    slots: Annotated[int, Meta(ge=1, le=20_000, description="instances alive at once, per worker")] = 1000
+    max_memory_bytes: Annotated[int, Meta(ge=65536, le=4096 * MIB)] = 1024 * MIB
+    max_table_elements: Annotated[int, Meta(ge=1, le=10_000_000)] = 100_000
+    keep_resident_bytes: Annotated[int, Meta(ge=0)] = 64 * 1024
+
+
+class PrecompileConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one precompile job may use."""
+
+    timeout_s: Annotated[float, Meta(gt=0)] = 120.0
+    cpu_s: Annotated[int, Meta(gt=0)] = 120
+    memory_bytes: Annotated[int, Meta(ge=64 * MIB)] = 2048 * MIB
+    start_timeout_s: Annotated[float, Meta(gt=0)] = 2.0
+    """Wall time for the trial instance that each worker makes before a deploy is acknowledged."""
+
+
+class HostConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything `faas serve` can be told. `docs/configuration.md` explains each key; a test keeps it so."""
+
+    home: str = ""
+    host: str = "127.0.0.1"
+    port: Port = 8080
+    admin_port: Port = 8081
+    workers: Annotated[int, Meta(ge=0, le=1024, description="0: one per processor")] = 0
+    drain_timeout_s: Annotated[float, Meta(ge=0)] = 20.0
+    max_upload_bytes: Annotated[int, Meta(ge=1024)] = 256 * MIB
+    tick_ms: Annotated[float, Meta(gt=0, le=1000)] = 1.0
+    """Epoch tick: the length of a guest's time slice is one to two of these."""
+    guest_threads: Annotated[int, Meta(ge=0, le=256, description="0: one per processor")] = 0
+    """Threads per worker that run guests beyond their first slice."""
+    queue_timeout_s: Annotated[float, Meta(ge=0)] = 5.0
+    max_queue: Annotated[int, Meta(ge=0)] = 1000
+    log_rotate_bytes: Annotated[int, Meta(ge=4096)] = 16 * MIB
+    header_timeout_s: Annotated[float, Meta(gt=0)] = 15.0
+    keepalive_timeout_s: Annotated[float, Meta(gt=0)] = 75.0
+    pool: PoolConfig = PoolConfig()
+    precompile: PrecompileConfig = PrecompileConfig()
+
+    @property
+    def home_path(self) -> Path:
+        """The folder that holds everything that must survive."""
+        return Path(self.home)
+
+    @property
+    def n_workers(self) -> int:
+        """How many worker processes to run."""
+        return self.workers or os.cpu_count() or 1
+
+
+def default_home(environ: Mapping[str, str]) -> Path:
+    """Return ``$FAAS_HOME``, else ``$XDG_DATA_HOME/faas``, else ``~/.local/share/faas``."""
+    if environ.get("FAAS_HOME"):
+        return Path(environ["FAAS_HOME"]).expanduser().absolute()
+    base = environ.get("XDG_DATA_HOME") or str(Path(environ.get("HOME", "~")).expanduser() / ".local" / "share")
+    return Path(base) / "faas"
+
+
+def load_config(
+    flags: Mapping[str, Any], environ: Mapping[str, str], *, file: Path | None = None
+) -> HostConfig:
+    """
+    Return the host's settings.
+
+    Args: *flags* holds what was given on the command line (None: not given); nested keys as ``pool.slots``.
+    *file* is a ``faas.toml``; without one ``$HOME_OF_HOST/faas.toml`` is read if it exists.
+    Raises: ConfigError with the key that is unknown or wrong.
+    """
+    merged: dict[str, Any] = {}
+    home = flags.get("home") or default_home(environ)
+    path = file if file is not None else Path(home) / "faas.toml"
+    if file is not None or path.exists():
+        try:
+            merged = tomllib.loads(path.read_text())
+        except OSError as exc:
+            raise ConfigError(f"can't read {path}: {exc.strerror}; check --config") from exc
+        except tomllib.TOMLDecodeError as exc:
+            raise ConfigError(f"{path} is not TOML: {exc}") from exc
+    for key in _keys(HostConfig):
+        value = environ.get("FAAS_" + key.replace(".", "_").upper())
+        if value is not None:
+            _put(merged, key, value)
+    for key, given in flags.items():
+        if given is not None:
+            _put(merged, key, given)
+    merged["home"] = str(Path(home).expanduser().absolute())
+    try:
+        return msgspec.convert(merged, HostConfig, strict=False)
+    except msgspec.ValidationError as exc:
+        said = str(exc).replace("Object contains unknown field", "unknown setting").replace("$.", "")
+        raise ConfigError(f"{said}; see docs/configuration.md for the settings") from exc
+
+
+def config_keys() -> list[str]:
+    """Return every setting's dotted name."""
+    return _keys(HostConfig)
+
+
+def _keys(cls: type[msgspec.Struct], prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for field in msgspec.structs.fields(cls):
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            names += _keys(field.type, f"{prefix}{field.name}.")
+        else:
+            names.append(prefix + field.name)
+    return names
+
+
+def _put(target: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        target = target.setdefault(parent, {})
+    target[last] = value

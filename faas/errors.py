@@ -1,0 +1,374 @@
+"""
+Every error this product raises: the class is its fate, its fields are the facts, ``code`` is its stable slug.
+
+FaasError
+├── ConfigError                     config-invalid          a setting is out of range, unknown or unreadable
+├── HostError                       the host itself can't do what was asked
+│   ├── HomeLockedError             home-locked             another host already uses this home
+│   ├── PortTakenError              port-taken              another program listens there
+│   ├── HostUnreachableError        host-unreachable        no host answers on the admin port
+│   ├── WorkerLostError             worker-lost             a worker went away in the middle of an operation
+│   └── StateError                  state-failed            the state database refused
+├── AdminError                      the admin API refuses the caller
+│   ├── UnauthorizedError           unauthorized
+│   └── BadRequestError             bad-request
+├── DeployError                     nothing was deployed; the old version still serves
+│   ├── ManifestError               manifest-invalid
+│   ├── NotWasmError                not-wasm
+│   ├── InvalidModuleError          module-invalid
+│   ├── ComponentError              component-unsupported
+│   ├── UnknownImportsError         unknown-imports
+│   ├── UnknownKindError            kind-unknown
+│   ├── MemoryTooLargeError         memory-too-large
+│   ├── CompileLimitError           compile-limit
+│   ├── CompileFailedError          compile-failed
+│   ├── PreinitError                preinit-failed
+│   ├── StartFailedError            start-failed
+│   ├── RouteTakenError             route-taken
+│   └── UploadTooLargeError         upload-too-large
+├── ArtifactError                   a stored artifact can't be used
+│   ├── ArtifactMissingError        artifact-missing
+│   └── ArtifactTamperedError       artifact-tampered
+├── NotServedError                  the request reached nothing
+│   ├── FunctionNotFoundError       function-not-found
+│   ├── RouteNotFoundError          route-not-found
+│   └── MethodNotAllowedError       method-not-allowed
+├── RequestError                    the request itself can't be served
+│   ├── BodyTooLargeError           body-too-large
+│   └── MalformedRequestError       malformed-request
+├── OverloadedError                 overloaded              try again after ``retry_after_s``
+├── InvocationError                 the guest ran and did not answer
+│   ├── GuestTrapError              guest-trap
+│   ├── GuestExitError              guest-exit
+│   ├── MalformedResponseError      malformed-response
+│   ├── RedirectLoopError           redirect-loop
+│   ├── DeadlineExceededError       deadline-exceeded
+│   ├── CpuLimitError               cpu-limit
+│   ├── MemoryLimitError            memory-limit
+│   ├── OutputLimitError            output-limit
+│   └── ClientGoneError             client-gone
+├── WireError                       bytes between processes
+│   ├── ProtocolError               wire-protocol
+│   ├── FrameTooLargeError          wire-frame-too-large
+│   └── PeerGoneError               wire-peer-gone
+└── InternalError                   internal-error          a bug of ours; the log has the traceback
+
+A message says what is wrong and what to do next, in one line.
+HTTP statuses are not here: ``faas.problems`` has one row for each leaf, and a test keeps it so.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class FaasError(Exception):
+    """Base of everything we raise on purpose; lives as long as it is being reported."""
+
+    code: ClassVar[str] = "faas-error"
+
+    def __init__(self, message: str, **facts: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.facts: dict[str, Any] = facts
+
+
+class ConfigError(FaasError):
+    """A setting is unknown, unreadable or out of its range."""
+
+    code = "config-invalid"
+
+
+class HostError(FaasError):
+    """The host itself can't do what was asked."""
+
+
+class HomeLockedError(HostError):
+    """Another host already serves from this home."""
+
+    code = "home-locked"
+
+
+class PortTakenError(HostError):
+    """Another program already listens on that address."""
+
+    code = "port-taken"
+
+
+class HostUnreachableError(HostError):
+    """No host answers on the admin port."""
+
+    code = "host-unreachable"
+
+
+class WorkerLostError(HostError):
+    """A worker process went away in the middle of an operation."""
+
+    code = "worker-lost"
+
+
+class StateError(HostError):
+    """The state database refused an operation."""
+
+    code = "state-failed"
+
+
+class AdminError(FaasError):
+    """The admin API refuses the caller."""
+
+
+class UnauthorizedError(AdminError):
+    """The bearer token is missing or wrong."""
+
+    code = "unauthorized"
+
+
+class BadRequestError(AdminError):
+    """The admin request does not have the documented form."""
+
+    code = "bad-request"
+
+
+class DeployError(FaasError):
+    """A deploy was refused: nothing of it stays behind, the old version still serves."""
+
+
+class ManifestError(DeployError):
+    """The manifest has an unknown key, or a value out of its range."""
+
+    code = "manifest-invalid"
+
+
+class NotWasmError(DeployError):
+    """The file does not begin like WebAssembly."""
+
+    code = "not-wasm"
+
+
+class InvalidModuleError(DeployError):
+    """The file begins like WebAssembly but is truncated or does not validate."""
+
+    code = "module-invalid"
+
+
+class ComponentError(DeployError):
+    """The file is a component, and this host runs core modules."""
+
+    code = "component-unsupported"
+
+
+class UnknownImportsError(DeployError):
+    """The module imports what this host does not offer, or was not granted."""
+
+    code = "unknown-imports"
+
+
+class UnknownKindError(DeployError):
+    """The exports match none of the kinds of function."""
+
+    code = "kind-unknown"
+
+
+class MemoryTooLargeError(DeployError):
+    """The module's memory or table does not fit into a slot of the pool."""
+
+    code = "memory-too-large"
+
+
+class CompileLimitError(DeployError):
+    """Compiling took more time or memory than a compile job may."""
+
+    code = "compile-limit"
+
+
+class CompileFailedError(DeployError):
+    """The compiler refused a module that validates."""
+
+    code = "compile-failed"
+
+
+class PreinitError(DeployError):
+    """The snapshot step failed."""
+
+    code = "preinit-failed"
+
+
+class StartFailedError(DeployError):
+    """A trial instance could not be made: the start function loops or traps."""
+
+    code = "start-failed"
+
+
+class RouteTakenError(DeployError):
+    """Another function already answers on that route."""
+
+    code = "route-taken"
+
+
+class UploadTooLargeError(DeployError):
+    """The upload is over the host's size limit."""
+
+    code = "upload-too-large"
+
+
+class ArtifactError(FaasError):
+    """A stored artifact can't be used."""
+
+
+class ArtifactMissingError(ArtifactError):
+    """The artifact is not in the store."""
+
+    code = "artifact-missing"
+
+
+class ArtifactTamperedError(ArtifactError):
+    """The artifact's bytes are not the ones that were stored under its key."""
+
+    code = "artifact-tampered"
+
+
+class NotServedError(FaasError):
+    """The request reached nothing."""
+
+
+class FunctionNotFoundError(NotServedError):
+    """No function of that name is deployed."""
+
+    code = "function-not-found"
+
+
+class RouteNotFoundError(NotServedError):
+    """No function answers on that path."""
+
+    code = "route-not-found"
+
+
+class MethodNotAllowedError(NotServedError):
+    """The path is served, but not for that method (``facts['allow']`` names those that are)."""
+
+    code = "method-not-allowed"
+
+
+class RequestError(FaasError):
+    """The request itself can't be served."""
+
+
+class BodyTooLargeError(RequestError):
+    """The request body is over the function's ``max_body_bytes``."""
+
+    code = "body-too-large"
+
+
+class MalformedRequestError(RequestError):
+    """The request can't be given to a guest as it is."""
+
+    code = "malformed-request"
+
+
+class OverloadedError(FaasError):
+    """No permit or slot became free in time; the caller may try again after ``retry_after_s``."""
+
+    code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0, **facts: Any) -> None:
+        super().__init__(message, **facts)
+        self.retry_after_s = retry_after_s
+
+
+class InvocationError(FaasError):
+    """The guest ran and did not answer as it should."""
+
+
+class GuestTrapError(InvocationError):
+    """The guest trapped."""
+
+    code = "guest-trap"
+
+
+class GuestExitError(InvocationError):
+    """The guest exited with a non-zero code (``facts['exit_code']``)."""
+
+    code = "guest-exit"
+
+
+class MalformedResponseError(InvocationError):
+    """What the guest wrote is not a response of its kind."""
+
+    code = "malformed-response"
+
+
+class RedirectLoopError(InvocationError):
+    """Local redirects went round more often than allowed."""
+
+    code = "redirect-loop"
+
+
+class DeadlineExceededError(InvocationError):
+    """The invocation's wall deadline passed."""
+
+    code = "deadline-exceeded"
+
+
+class CpuLimitError(InvocationError):
+    """The guest used up its CPU budget."""
+
+    code = "cpu-limit"
+
+
+class MemoryLimitError(InvocationError):
+    """The guest failed after it asked for more memory than it may have."""
+
+    code = "memory-limit"
+
+
+class OutputLimitError(InvocationError):
+    """The guest wrote more output than it may."""
+
+    code = "output-limit"
+
+
+class ClientGoneError(InvocationError):
+    """The client went away, so the guest was cancelled."""
+
+    code = "client-gone"
+
+
+class WireError(FaasError):
+    """Something went wrong with the bytes between two of our processes."""
+
+
+class ProtocolError(WireError):
+    """The peer sent what the protocol does not allow."""
+
+    code = "wire-protocol"
+
+
+class FrameTooLargeError(WireError):
+    """A frame is over the cap."""
+
+    code = "wire-frame-too-large"
+
+
+class PeerGoneError(WireError):
+    """The peer closed the connection."""
+
+    code = "wire-peer-gone"
+
+
+class InternalError(FaasError):
+    """A bug of ours."""
+
+    code = "internal-error"
+
+
+def leaves(cls: type[FaasError] = FaasError) -> list[type[FaasError]]:
+    """Return every error class without subclasses below *cls*, depth first."""
+    subclasses = cls.__subclasses__()
+    if not subclasses:
+        return [cls]
+    return [leaf for sub in subclasses for leaf in leaves(sub)]
+
+
+def by_code(code: str) -> type[FaasError]:
+    """Return the leaf class with that ``code``; InternalError for a code we don't know."""
+    return next((leaf for leaf in leaves() if leaf.code == code), InternalError)

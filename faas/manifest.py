@@ -1,0 +1,99 @@
+"""The manifest: what a function asks for and may use, as ``function.toml`` writes it down."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from faas.errors import ManifestError
+from faas.routes import parse_route
+
+MIB = 1024 * 1024
+
+Name = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9\-]{0,61}[a-z0-9])?$", description="lower-case DNS label")]
+Bytes = Annotated[int, Meta(ge=0)]
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What one invocation may use; units ride on the names. The defaults suit a small web function."""
+
+    timeout_s: Annotated[float, Meta(gt=0, le=3600)] = 30.0
+    cpu_s: Annotated[float, Meta(gt=0, le=3600)] = 10.0
+    memory_bytes: Annotated[int, Meta(ge=65536, le=4096 * MIB)] = 128 * MIB
+    max_body_bytes: Bytes = 16 * MIB
+    max_output_bytes: Bytes = 64 * MIB
+    max_log_bytes: Bytes = 1 * MIB
+    tmp_bytes: Bytes = 16 * MIB
+    max_concurrency: Annotated[int, Meta(ge=1, le=100_000)] = 500
+
+
+class Capabilities(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a function may reach beyond its own request; nothing by default."""
+
+    models: tuple[str, ...] = ()
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """
+    One version's settings; immutable once deployed.
+
+    ``module`` and ``files`` are paths relative to the folder of function.toml and matter only until the upload.
+    ``kind`` empty means: found from the exports.
+    """
+
+    name: Name
+    module: str = ""
+    kind: Annotated[str, Meta(pattern="^(|command|reactor|http)$")] = ""
+    routes: tuple[str, ...] = ()
+    preinit: str = ""
+    files: str = ""
+    env: dict[str, str] = {}
+    limits: Limits = Limits()
+    capabilities: Capabilities = Capabilities()
+
+
+def manifest_from_toml(text: str, *, origin: str = "function.toml") -> Manifest:
+    """
+    Return the manifest that *text* holds.
+
+    Raises: ManifestError with the key that is unknown or wrong.
+    """
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise ManifestError(f"{origin} is not TOML: {exc}") from exc
+    return manifest_from_builtins(raw, origin=origin)
+
+
+def manifest_from_builtins(raw: Any, *, origin: str = "manifest") -> Manifest:
+    """
+    Return the manifest in *raw* (dicts, lists, scalars), fully validated; a function without routes gets ``/NAME``.
+
+    Raises: ManifestError with the key that is unknown or wrong.
+    """
+    try:
+        manifest = msgspec.convert(raw, Manifest)
+    except msgspec.ValidationError as exc:
+        raise ManifestError(f"{origin}: {_plain(str(exc))}; see docs/manifest.md for the keys") from exc
+    if not manifest.routes:
+        manifest = msgspec.structs.replace(manifest, routes=(f"/{manifest.name}",))
+    for route in manifest.routes:
+        parse_route(route)
+    for key, value in manifest.env.items():
+        if not key or "=" in key or "\0" in key + value:
+            raise ManifestError(f"{origin}: env {key!r} can't be an environment variable; rename it")
+    return manifest
+
+
+def manifest_to_builtins(manifest: Manifest) -> dict[str, Any]:
+    """Return *manifest* as plain dicts and lists, for JSON and the wire."""
+    raw: dict[str, Any] = msgspec.to_builtins(manifest)
+    return raw
+
+
+def _plain(message: str) -> str:
+    """Say 'unknown key' where msgspec says 'unknown field', as people who write TOML would."""
+    return message.replace("Object contains unknown field", "unknown key").replace("$.", "").replace(" - at `$`", "")

@@ -1,0 +1,1 @@
+"""Bytes between our own processes: framing and the messages of each conversation."""

@@ -1,0 +1,103 @@
+"""
+What the control process and a gateway worker say to each other.
+
+One conversation: the worker connects and sends ``Hello``; control answers ``Table``; the worker binds its port and
+sends ``Ready``. From then on control sends ``Prepare`` (load a version and try it; answered by ``Prepared``) and
+``Table`` (serve exactly this; answered by ``Activated``). A worker that finds an artifact missing or tampered sends
+``ArtifactNeeded`` and waits for ``ArtifactReady``. ``Lines`` and ``Stats`` flow up unasked. ``Drain`` ends it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from faas.invocation import Deployment
+
+PROTOCOL_VERSION = 1
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """Worker → control, first message. Control closes the connection on another ``protocol``."""
+
+    protocol: int
+    worker: int
+    pid: int
+    token: str
+    """The secret that control gave this very worker, so that nobody else on the machine can pose as one."""
+
+
+class Table(msgspec.Struct, frozen=True, tag="table"):
+    """Control → worker: serve exactly these deployments; ``generation`` only ever grows."""
+
+    generation: int
+    deployments: tuple[Deployment, ...]
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """Worker → control: listening, and serving ``generation``."""
+
+    generation: int
+
+
+class Activated(msgspec.Struct, frozen=True, tag="activated"):
+    """Worker → control: every request from now on is served by ``generation``."""
+
+    generation: int
+
+
+class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
+    """Control → worker: load this version and make a trial instance; serve nothing of it yet."""
+
+    id: int
+    deployment: Deployment
+
+
+class Prepared(msgspec.Struct, frozen=True, tag="prepared"):
+    """Worker → control: the answer to ``Prepare`` *id*; ``problem`` None means it can be served."""
+
+    id: int
+    problem: dict[str, Any] | None = None
+
+
+class ArtifactNeeded(msgspec.Struct, frozen=True, tag="artifact_needed"):
+    """Worker → control: the native code of this deployment is missing or not what was stored; make it again."""
+
+    id: int
+    deployment: Deployment
+
+
+class ArtifactReady(msgspec.Struct, frozen=True, tag="artifact_ready"):
+    """Control → worker: the answer to ``ArtifactNeeded`` *id*."""
+
+    id: int
+    problem: dict[str, Any] | None = None
+
+
+class Lines(msgspec.Struct, frozen=True, tag="lines"):
+    """Worker → control: finished log lines (JSON, newline-terminated) of each function, in order."""
+
+    by_function: dict[str, bytes]
+
+
+class Stats(msgspec.Struct, frozen=True, tag="stats"):
+    """
+    Worker → control, about once a second: cumulative counters since the worker began.
+
+    ``functions`` maps a function to {"invocations": n, "<outcome>": n, "duration_ms": sum, "start_ms": sum,
+    "cpu_ms": sum}; ``gauges`` has host-wide numbers of this worker (``active``, ``queued``, ``modules``).
+    """
+
+    functions: dict[str, dict[str, float]]
+    gauges: dict[str, float]
+
+
+class Drain(msgspec.Struct, frozen=True, tag="drain"):
+    """Control → worker: stop accepting, finish what is in flight within ``timeout_s``, exit 0."""
+
+    timeout_s: float
+
+
+FromWorker = Hello | Ready | Activated | Prepared | ArtifactNeeded | Lines | Stats
+FromControl = Table | Prepare | ArtifactReady | Drain
