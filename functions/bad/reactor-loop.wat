@@ -1,0 +1,8 @@
+;; SPDX-License-Identifier: Apache-2.0
+;; reactor-loop: faas_handle never returns.
+(module
+  (memory (export "memory") 16)
+  (func (export "faas_alloc") (param i32) (result i32) (i32.const 1024))
+  (func (export "faas_handle") (param i32 i32) (result i64)
+    (loop $again (br $again))
+    (i64.const 0)))
