@@ -1,0 +1,63 @@
+# Two commands do everything, set-up included: `make run` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+HOME_DIR ?= .faas
+PORT ?= 8080
+ADMIN_PORT ?= 8081
+SAMPLES := functions/hello-c functions/hello-rust functions/echo-c functions/echo-rust functions/markdown
+
+.PHONY: run test check format functions functions-check loadtest lock clean help
+
+help: ## say what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+# What `make run` needs, then what the rest needs on top; each is made again when what it is made from changes.
+$(VENV)/.run: requirements/run.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/run.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run requirements/dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.lock
+	@touch $@
+
+run: $(VENV)/.run ## start the host with the sample functions and print URLs
+	$(BIN)/faas serve --home $(HOME_DIR) --port $(PORT) --admin-port $(ADMIN_PORT) $(addprefix --deploy ,$(SAMPLES))
+
+test: $(VENV)/.dev ## run the test suite
+	$(BIN)/pytest
+
+check: $(VENV)/.dev ## ruff, mypy strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+functions: $(VENV)/.dev ## rebuild all guest functions (needs Rust: see functions/README.md)
+	$(MAKE) -C functions
+
+functions-check: $(VENV)/.dev ## rebuild all guest functions elsewhere and compare byte for byte
+	$(MAKE) -C functions check
+
+loadtest: $(VENV)/.dev ## drive the sample functions with locust for a minute
+	$(BIN)/python -m loadtest.run
+
+bench-start: $(VENV)/.dev ## 10,000 requests: what the cold start of each took
+	$(BIN)/python -m loadtest.start
+
+lock: $(VENV)/.run ## pin every dependency again
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --no-header --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --no-annotate --extra dev --extra loadtest --extra preinit pyproject.toml requirements/build.in -o requirements/dev.lock
+	$(BIN)/uv pip compile --quiet --no-header --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --no-annotate --extra preinit pyproject.toml requirements/build.in -o requirements/run.lock
+
+clean: ## remove what can be made again
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache loadtest/out *.egg-info

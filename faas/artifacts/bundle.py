@@ -1,0 +1,196 @@
+"""Bundles: a function's read-only files, packed into one uncompressed tar and read through a memory map."""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+import stat
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+from faas.errors import ArtifactMissingError, ArtifactTamperedError, ManifestError
+
+MIB = 1024 * 1024
+DEFAULT_MAX_BYTES = 64 * MIB
+_MAX_FILES = 10_000
+
+
+class Bundle(Mapping[str, memoryview]):
+    """
+    The files of one bundle: relative POSIX path -> contents, read-only views of the mapped archive, nothing copied.
+
+    Lives until ``close`` or garbage collection; a view that is still in use keeps the map alive.
+    """
+
+    def __init__(self, files: dict[str, memoryview], folders: frozenset[str]) -> None:
+        self._files = files
+        self.folders = folders
+        """Every folder's relative path, also those without files; '' (the root) is not among them."""
+
+    def __getitem__(self, path: str) -> memoryview:
+        return self._files[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def close(self) -> None:
+        """Forget every file; the map goes once no view of it is used any more."""
+        self._files = {}
+        self.folders = frozenset()
+
+
+def pack_bundle(folder: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
+    """
+    Return the archive of *folder*: the same files always give the same bytes, whatever their times and owners.
+
+    Raises: ManifestError for what is no regular file or folder (symlinks too), and when the whole is over *max_bytes*.
+    """
+    if not folder.is_dir():
+        raise ManifestError(f"files = {folder.name!r} is not a folder; name one beside function.toml")
+    archive = io.BytesIO()
+    room = max_bytes
+    n_files = 0
+    with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for path in _walk(folder):
+            name = path.relative_to(folder).as_posix()
+            status = path.lstat()
+            n_files += 1
+            if n_files > _MAX_FILES:
+                raise ManifestError(f"files: {folder.name} holds more than {_MAX_FILES} entries; deploy fewer")
+            entry = tarfile.TarInfo(name)
+            if stat.S_ISDIR(status.st_mode):
+                entry.type = tarfile.DIRTYPE
+                entry.mode = 0o555
+                tar.addfile(entry)
+                continue
+            if not stat.S_ISREG(status.st_mode):
+                what = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "not a regular file"
+                raise ManifestError(f"files: {name} is {what}; replace it by a regular file")
+            # Looked at before it is read: a huge file must not be read only to be refused.
+            if status.st_size > room:
+                raise ManifestError(
+                    f"files: {folder.name} is over {max_bytes // MIB} MiB at {name}; leave out what is not needed"
+                )
+            contents = path.read_bytes()
+            room -= len(contents)
+            entry.size = len(contents)
+            entry.mode = 0o444
+            tar.addfile(entry, io.BytesIO(contents))
+    return archive.getvalue()
+
+
+def read_bundle(path: Path) -> Bundle:
+    """
+    Return the files in the archive at *path*; contents stay on disk until they are looked at.
+
+    Raises: ArtifactMissingError; ArtifactTamperedError when it is not an archive that ``pack_bundle`` could have made
+    (absolute paths, '..', links, devices, sparse files).
+    """
+    try:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise ArtifactTamperedError(f"the bundle {path.name} is empty; deploy the function again")
+            contents = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            members = _members(path, contents)
+    except FileNotFoundError as exc:
+        raise ArtifactMissingError(f"the bundle {path.name} is gone; deploy the function again") from exc
+    view = memoryview(contents)
+    files: dict[str, memoryview] = {}
+    folders: set[str] = set()
+    for member in members:
+        name = _safe_name(path, member)
+        folders.update(parent.as_posix() for parent in PurePosixPath(name).parents if parent.name)
+        if member.isdir():
+            folders.add(name)
+        elif member.type == tarfile.REGTYPE and not member.issparse():
+            end = member.offset_data + member.size
+            if end > len(view) or name in files:
+                raise ArtifactTamperedError(f"the bundle {path.name} is damaged at {name!r}; deploy the function again")
+            files[name] = view[member.offset_data : end]
+        else:
+            raise ArtifactTamperedError(
+                f"the bundle {path.name} holds {name!r}, which is no regular file; deploy again"
+            )
+    return Bundle(files, frozenset(folders))
+
+
+def check_bundle(archive: bytes) -> None:
+    """
+    Do nothing if *archive*, as uploaded, is one that ``read_bundle`` will read.
+
+    Raises: ManifestError.
+    """
+    place = Path("upload")
+    try:
+        for member in _members(place, archive):
+            name = _safe_name(place, member)
+            if not (member.isdir() or (member.type == tarfile.REGTYPE and not member.issparse())):
+                raise ArtifactTamperedError(f"{name!r} is no regular file")
+    except ArtifactTamperedError as exc:
+        raise ManifestError(f"the uploaded files are refused: {exc.message}; deploy with `faas deploy FOLDER`") from exc
+
+
+def _members(path: Path, contents: mmap.mmap | bytes) -> list[tarfile.TarInfo]:
+    try:
+        with tarfile.open(fileobj=_Window(contents), mode="r:") as tar:
+            members = []
+            for member in tar:
+                members.append(member)
+                if len(members) > _MAX_FILES:
+                    raise ArtifactTamperedError(f"the bundle {path.name} holds more than {_MAX_FILES} entries")
+            return members
+    # Hostile headers make tarfile raise all of these.
+    except (tarfile.TarError, ValueError, EOFError, OSError, OverflowError, RecursionError, KeyError) as exc:
+        raise ArtifactTamperedError(
+            f"the bundle {path.name} is not readable ({exc}); deploy the function again"
+        ) from exc
+
+
+class _Window(io.RawIOBase):
+    """A seekable reader over bytes that are already in memory, without a copy of the whole."""
+
+    def __init__(self, contents: mmap.mmap | bytes) -> None:
+        self._contents = contents
+        self._pos = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        end = len(self._contents) if size < 0 else self._pos + size
+        piece = bytes(self._contents[self._pos : end])
+        self._pos += len(piece)
+        return piece
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._pos, os.SEEK_END: len(self._contents)}[whence]
+        self._pos = max(0, base + offset)
+        return self._pos
+
+    def tell(self) -> int:
+        return self._pos
+
+
+def _safe_name(path: Path, member: tarfile.TarInfo) -> str:
+    """Return a member's path once it can't lead out of the bundle."""
+    name = member.name
+    parts = name.split("/")
+    if not name or "\0" in name or "\\" in name or any(part in {"", ".", ".."} for part in parts):
+        raise ArtifactTamperedError(f"the bundle {path.name} holds the path {name!r}; deploy the function again")
+    return name
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield everything below *folder*, sorted, folders before what they hold; links are not followed."""
+    for entry in sorted(folder.iterdir(), key=lambda path: path.name):
+        yield entry
+        if entry.is_dir() and not entry.is_symlink():
+            yield from _walk(entry)

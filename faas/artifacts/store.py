@@ -1,0 +1,272 @@
+"""The artifact store: kept modules and bundles by digest, native code by key and proved ours by an HMAC."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import mmap
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
+from pathlib import Path
+
+from faas.errors import ArtifactMissingError, ArtifactTamperedError, ConfigError
+
+_KEY_BYTES = 32
+_HEX = frozenset("0123456789abcdef")
+
+
+def native_key(wasm_digest: str, preinit: str, fingerprint: str) -> str:
+    """
+    Return the name of the native code made from that module, snapshot export and engine fingerprint; hex.
+
+    Whatever would give other native code gives another key, so nothing stored is ever out of date.
+    """
+    digest = hashlib.sha256()
+    for part in ("native-1", wasm_digest, preinit, fingerprint):
+        raw = part.encode()
+        digest.update(len(raw).to_bytes(4, "little") + raw)
+    return digest.hexdigest()
+
+
+class ArtifactStore:
+    """
+    Files under ``root/artifacts`` and the signing key under ``root/keys``; holds no descriptor, lives as long as liked.
+
+    Every file appears whole or not at all (written aside, synced, renamed), readable by the host's user only.
+    Several processes may use one root at once; ``remove_unreferenced`` is for the control process alone.
+    Thread: safe; long hashes release the GIL.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """
+        Make the folders and, on the first start, the signing key.
+
+        Args: *root* is the host's home.
+        Raises: ConfigError when others may read the key, or the folders can't be made.
+        """
+        base = root / "artifacts"
+        self._wasm = base / "wasm"
+        self._native = base / "native"
+        self._bundles = base / "bundles"
+        self._scratch = base / "scratch"
+        keys = root / "keys"
+        try:
+            for folder in (root, base, self._wasm, self._native, self._bundles, self._scratch, keys):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._key = _load_key(keys / "artifact.key")
+        except OSError as exc:
+            raise ConfigError(f"can't use {exc.filename or root} as home: {exc.strerror}; check --home") from exc
+
+    @property
+    def scratch(self) -> Path:
+        """A folder on the same file system for work in progress; whoever makes something there removes it."""
+        return self._scratch
+
+    # --- modules ----------------------------------------------------------------------------------------------------
+
+    def put_wasm(self, wasm: bytes) -> str:
+        """Keep *wasm* and return its digest; keeping the same bytes again changes nothing."""
+        return _put_by_digest(self._wasm, ".wasm", wasm)
+
+    def wasm_path(self, digest: str) -> Path:
+        """
+        Return the path of a kept module, its bytes checked against *digest*.
+
+        Raises: ArtifactMissingError, ArtifactTamperedError.
+        """
+        return _verified(_named(self._wasm, digest, ".wasm"), digest, "module")
+
+    # --- bundles ----------------------------------------------------------------------------------------------------
+
+    def put_bundle(self, archive: bytes) -> str:
+        """Keep a bundle's archive and return its digest; keeping the same bytes again changes nothing."""
+        return _put_by_digest(self._bundles, ".tar", archive)
+
+    def bundle_path(self, digest: str) -> Path:
+        """
+        Return the path of a kept bundle, its bytes checked against *digest*.
+
+        Raises: ArtifactMissingError, ArtifactTamperedError.
+        """
+        return _verified(_named(self._bundles, digest, ".tar"), digest, "bundle")
+
+    # --- native code ------------------------------------------------------------------------------------------------
+
+    def put_native(self, key: str, file: Path) -> None:
+        """
+        Move *file*, native code on the same file system, into the store under *key*, with its HMAC beside it.
+
+        Each file is replaced whole; should the host die between the two, ``open_native`` refuses the pair and the
+        module is compiled anew. What is already there and proved stays: the key says that it is as good.
+        """
+        if self.has_native(key):
+            file.unlink()
+            return
+        target = _named(self._native, key, ".cwasm")
+        mac = self._mac(key, file)
+        os.chmod(file, 0o400)
+        _sync_file(file)
+        os.replace(file, target)
+        _write_whole(target.with_suffix(".mac"), mac)
+
+    def open_native(self, key: str) -> Path:
+        """
+        Return the path of the native code under *key*, proved to be what this host stored under this very key.
+
+        Raises: ArtifactMissingError, ArtifactTamperedError; after either, compile again from the kept module.
+        """
+        path = _named(self._native, key, ".cwasm")
+        try:
+            expected = path.with_suffix(".mac").read_bytes()
+            actual = self._mac(key, path)
+        except FileNotFoundError as exc:
+            raise ArtifactMissingError(f"no native code is stored under {key}; deploy the function again") from exc
+        if not hmac.compare_digest(actual, expected):
+            raise ArtifactTamperedError(
+                f"the native code under {key} is not what this host compiled; it was not loaded: deploy the function"
+                " again"
+            )
+        return path
+
+    def has_native(self, key: str) -> bool:
+        """Return whether ``open_native(key)`` would succeed."""
+        try:
+            self.open_native(key)
+        except (ArtifactMissingError, ArtifactTamperedError):
+            return False
+        return True
+
+    # --- cleaning ---------------------------------------------------------------------------------------------------
+
+    def remove_unreferenced(self, wasm_digests: Set[str], keys: Set[str], bundle_digests: Set[str]) -> int:
+        """
+        Remove all that is not named, and return how many files that were; files in use stay readable until closed.
+
+        Not while something is being put: its half-written file counts as unnamed.
+        """
+        kept = {self._wasm: wasm_digests, self._native: keys, self._bundles: bundle_digests}
+        n_removed = 0
+        for folder, names in kept.items():
+            for path in list(folder.iterdir()):
+                if path.suffix == ".tmp" or path.name.partition(".")[0] not in names:
+                    path.unlink(missing_ok=True)
+                    n_removed += 1
+        return n_removed
+
+    def clear_scratch(self) -> None:
+        """Remove what jobs left behind when their host was killed; for the control process, before its first job."""
+        for path in list(self._scratch.iterdir()):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def _mac(self, key: str, file: Path) -> bytes:
+        """Return the HMAC-SHA-256 over key and contents; the key is of fixed length, so the two can't blur."""
+        # The contents go into the outer MAC as their hash: one pass over the mapped file, with the GIL released.
+        with _mapped(file) as contents:
+            digest = hashlib.sha256(contents).digest()
+        return hmac.digest(self._key, bytes.fromhex(key) + digest, "sha256")
+
+
+def _named(folder: Path, digest: str, suffix: str) -> Path:
+    """Return the path of *digest* in *folder*; a name that is no digest can't lead elsewhere."""
+    if len(digest) != 64 or not _HEX.issuperset(digest):
+        raise ArtifactMissingError(f"{digest[:80]!r} is not the name of a stored artifact; check the deployment")
+    return folder / (digest + suffix)
+
+
+def _verified(path: Path, digest: str, what: str) -> Path:
+    try:
+        with _mapped(path) as contents:
+            actual = hashlib.sha256(contents).hexdigest()
+    except FileNotFoundError as exc:
+        raise ArtifactMissingError(f"the kept {what} {digest} is gone; deploy the function again") from exc
+    if actual != digest:
+        raise ArtifactTamperedError(f"the kept {what} {digest} was changed on disk; deploy the function again")
+    return path
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[mmap.mmap | bytes]:
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:  # an empty file can't be mapped
+            yield b""
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents:
+            yield contents
+
+
+def _put_by_digest(folder: Path, suffix: str, contents: bytes) -> str:
+    digest = hashlib.sha256(contents).hexdigest()
+    path = folder / (digest + suffix)
+    # A file that was changed on disk has the right name and wrong bytes: write it anew.
+    try:
+        _verified(path, digest, "file")
+    except (ArtifactMissingError, ArtifactTamperedError):
+        _write_whole(path, contents)
+    return digest
+
+
+def _write_whole(path: Path, contents: bytes) -> None:
+    """Write *contents* aside, sync, and rename into place: readers see the old file or the new one, never a part."""
+    aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
+        with open(descriptor, "wb") as file:
+            file.write(contents)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_file(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _load_key(path: Path) -> bytes:
+    """Return the signing key, made when it is not there yet; refuse one that others can read or that is cut short."""
+    if not path.exists():
+        _make_key(path)
+    status = path.stat()
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        raise ConfigError(f"{path} signs native code and others may read it; run: chmod 600 {path}")
+    key = path.read_bytes()
+    if len(key) != _KEY_BYTES:
+        raise ConfigError(f"{path} does not hold {_KEY_BYTES} bytes; remove it and every function is compiled anew")
+    return key
+
+
+def _make_key(path: Path) -> None:
+    """Make a key unless another process was faster: the link fails when the name is taken."""
+    aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(_KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(aside, path)
+        except FileExistsError:
+            return
+    finally:
+        aside.unlink(missing_ok=True)
+    _sync_folder(path.parent)

@@ -1,0 +1,419 @@
+"""The admin API: what ``faas.control.openapi`` lists, answered over HTTP on the admin port."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import os
+import secrets
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from aiohttp import BodyPartReader, web
+
+from faas import __version__
+from faas.clock import Clock
+from faas.config import HostConfig
+from faas.control import views
+from faas.control.deployer import Deployer, Upload
+from faas.control.logs import FunctionLogs
+from faas.control.openapi import ENDPOINTS, JSON, NDJSON, TOML, Endpoint, openapi_document
+from faas.control.stats import Counts, prometheus_text
+from faas.control.supervisor import Supervisor, WorkerState
+from faas.errors import (
+    BadRequestError,
+    FaasError,
+    InternalError,
+    MethodNotAllowedError,
+    RouteNotFoundError,
+    UnauthorizedError,
+    UploadTooLargeError,
+)
+from faas.log import event, exception
+from faas.manifest import Manifest, manifest_from_builtins, manifest_from_toml
+from faas.problems import CONTENT_TYPE, headers_of, status_of, to_problem
+from faas.state.base import State
+
+MAX_MANIFEST_BYTES = 1024 * 1024
+MAX_TAIL_LINES = 100_000
+_CHUNK_BYTES = 1024 * 1024
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_logger = logging.getLogger(__name__)
+
+
+class AdminApi:
+    """
+    The handlers of every endpoint; lives as long as the host.
+
+    Thread: the control loop only.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: HostConfig,
+        token: str,
+        public_url: str,
+        admin_url: str,
+        state: State,
+        deployer: Deployer,
+        supervisor: Supervisor,
+        logs: FunctionLogs,
+        counts: Counts,
+        clock: Clock,
+        upload_dir: Path,
+    ) -> None:
+        """Args: *upload_dir* takes uploads until they are deployed or refused."""
+        self._config = config
+        self._token = token.encode()
+        self._public_url = public_url
+        self._admin_url = admin_url
+        self._state = state
+        self._deployer = deployer
+        self._supervisor = supervisor
+        self._logs = logs
+        self._counts = counts
+        self._clock = clock
+        self._upload_dir = upload_dir
+        self._began = clock.monotonic()
+
+    def app(self) -> web.Application:
+        """Return a new application with every endpoint."""
+        app = web.Application(middlewares=[_answer_problems])
+        for endpoint in ENDPOINTS:
+            handler: Handler = getattr(self, endpoint.operation)
+            app.router.add_route(endpoint.method, endpoint.path, self._guarded(endpoint, handler))
+        app.on_shutdown.append(self._end_followers)
+        return app
+
+    def _guarded(self, endpoint: Endpoint, handler: Handler) -> Handler:
+        """Ask for the token before anything else is looked at."""
+        if endpoint.public:
+            return handler
+
+        async def guarded(request: web.Request) -> web.StreamResponse:
+            scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._token):
+                raise UnauthorizedError(
+                    "the admin token is missing or wrong; send 'Authorization: Bearer TOKEN' with the content of "
+                    "the file 'token' in the host's home"
+                )
+            return await handler(request)
+
+        return guarded
+
+    async def _end_followers(self, _app: web.Application) -> None:
+        self._logs.end_followers()
+
+    # ---- reading ----------------------------------------------------------------------------------------------------
+
+    async def document(self, _request: web.Request) -> web.StreamResponse:
+        """GET /api/openapi.json"""
+        return _json(openapi_document())
+
+    async def status(self, _request: web.Request) -> web.StreamResponse:
+        """GET /api/status"""
+        gauges = self._counts.gauges()
+        return _json(
+            views.Status(
+                version=__version__,
+                pid=os.getpid(),
+                uptime_s=self._clock.monotonic() - self._began,
+                home=self._config.home,
+                public_url=self._public_url,
+                admin_url=self._admin_url,
+                generation=self._supervisor.generation,
+                functions=len(await self._state.active_deployments()),
+                max_upload_bytes=self._config.max_upload_bytes,
+                workers=[
+                    msgspec.structs.replace(worker, gauges=gauges.get(worker.worker, {}))
+                    for worker in self._supervisor.workers()
+                ],
+            )
+        )
+
+    async def functions(self, _request: web.Request) -> web.StreamResponse:
+        """GET /api/functions"""
+        totals = self._counts.totals()
+        return _json(
+            views.Functions(
+                [
+                    views.FunctionSummary(
+                        name=deployment.function,
+                        version=deployment.version,
+                        kind=deployment.kind,
+                        routes=deployment.manifest.routes,
+                        urls=views.urls_of(deployment.manifest, self._public_url),
+                        created_at=deployment.created_at,
+                        counters=totals.get(deployment.function, {}),
+                    )
+                    for deployment in await self._state.active_deployments()
+                ]
+            )
+        )
+
+    async def function(self, request: web.Request) -> web.StreamResponse:
+        """GET /api/functions/{name}"""
+        deployment = await self._state.active(request.match_info["name"])
+        sizes = await self._deployer.sizes(deployment)
+        return _json(
+            views.FunctionView(
+                name=deployment.function,
+                active=views.deployment_view(deployment, self._public_url),
+                wasm_bytes=sizes.wasm_bytes,
+                artifact_bytes=sizes.artifact_bytes,
+                bundle_bytes=sizes.bundle_bytes,
+                counters=self._counts.totals().get(deployment.function, {}),
+            )
+        )
+
+    async def versions(self, request: web.Request) -> web.StreamResponse:
+        """GET /api/functions/{name}/versions"""
+        name = request.match_info["name"]
+        active = await self._state.active(name)
+        return _json(
+            views.Versions(
+                name=name,
+                versions=[
+                    views.VersionView(
+                        version=version.version,
+                        active=version.version == active.version,
+                        kind=version.kind,
+                        wasm_digest=version.wasm_digest,
+                        bundle_digest=version.bundle_digest,
+                        created_at=version.created_at,
+                        manifest=version.manifest,
+                    )
+                    for version in await self._state.versions(name)
+                ],
+            )
+        )
+
+    async def logs(self, request: web.Request) -> web.StreamResponse:
+        """GET /api/functions/{name}/logs"""
+        name = request.match_info["name"]
+        n_lines = _int_of(request, "tail", 100, MAX_TAIL_LINES)
+        follow = _int_of(request, "follow", 0, 1) == 1
+        if not self._logs.known(name):
+            await self._state.active(name)
+        # Nothing is awaited between these two, so no line is shown twice and none is missed.
+        follower = self._logs.follow(name) if follow else None
+        lines = self._logs.tail(name, n_lines)
+        try:
+            response = web.StreamResponse(headers={"Content-Type": NDJSON, "Cache-Control": "no-store"})
+            await response.prepare(request)
+            if lines:
+                await response.write(b"".join(lines))
+            if follower is not None:
+                async for blob in follower:
+                    await response.write(blob)
+                if follower.too_slow:
+                    await response.write(self._logs.dropped_note(name))
+            await response.write_eof()
+        finally:
+            if follower is not None:
+                self._logs.unfollow(follower)
+        return response
+
+    async def metrics(self, _request: web.Request) -> web.StreamResponse:
+        """GET /metrics"""
+        workers = self._supervisor.workers()
+        text = prometheus_text(
+            self._counts.totals(),
+            self._counts.gauges(),
+            {
+                "faas_functions": len(await self._state.active_deployments()),
+                "faas_generation": self._supervisor.generation,
+                "faas_uptime_seconds": self._clock.monotonic() - self._began,
+                "faas_workers": len(workers),
+                "faas_workers_serving": sum(worker.state == WorkerState.SERVING.value for worker in workers),
+            },
+            {worker.worker: worker.restarts for worker in workers},
+        )
+        return web.Response(body=text.encode(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    # ---- changing ---------------------------------------------------------------------------------------------------
+
+    async def deploy(self, request: web.Request) -> web.StreamResponse:
+        """PUT /api/functions/{name}"""
+        async with self._received(request) as upload:
+            if NDJSON in request.headers.get("Accept", ""):
+                return await self._deploy_told(request, upload)
+            deployment = await self._deployer.deploy(upload, _untold)
+        view = views.deployment_view(deployment, self._public_url)
+        return _json(view, status=201)
+
+    async def remove(self, request: web.Request) -> web.StreamResponse:
+        """DELETE /api/functions/{name}"""
+        await self._deployer.remove(request.match_info["name"])
+        return web.Response(status=204)
+
+    async def _deploy_told(self, request: web.Request, upload: Upload) -> web.StreamResponse:
+        """Deploy with one NDJSON line per stage; a caller that hangs up cancels what is not committed yet."""
+        response = web.StreamResponse(headers={"Content-Type": NDJSON, "Cache-Control": "no-store"})
+        await response.prepare(request)
+        stages: asyncio.Queue[str | None] = asyncio.Queue()
+        stages.put_nowait("upload")
+        task = asyncio.create_task(self._deployer.deploy(upload, stages.put_nowait))
+        task.add_done_callback(lambda _task: stages.put_nowait(None))
+        try:
+            while (stage := await stages.get()) is not None:
+                await response.write(_line(views.ProgressEvent(stage)))
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait((task,))
+        last: views.DoneEvent | views.FailedEvent
+        try:
+            last = views.DoneEvent(views.deployment_view(task.result(), self._public_url))
+        except FaasError as exc:
+            last = views.FailedEvent(to_problem(exc, request[REQUEST_ID]))
+        except Exception as exc:
+            last = views.FailedEvent(to_problem(_bug(exc, request), request[REQUEST_ID]))
+        await response.write(_line(last))
+        await response.write_eof()
+        return response
+
+    @asynccontextmanager
+    async def _received(self, request: web.Request) -> AsyncIterator[Upload]:
+        """
+        Take the multipart body into temporary files, which are gone when the block is left.
+
+        Raises: BadRequestError, UploadTooLargeError, ManifestError.
+        """
+        name = request.match_info["name"]
+        if request.content_type != "multipart/form-data":
+            raise BadRequestError("a deploy is multipart/form-data with the parts 'manifest', 'module' and 'bundle'")
+        with tempfile.TemporaryDirectory(prefix="upload-", dir=self._upload_dir) as folder:
+            parts: dict[str, Path] = {}
+            manifest: Manifest | None = None
+            try:
+                reader = await request.multipart()
+                while (part := await reader.next()) is not None:
+                    if not isinstance(part, BodyPartReader) or part.name not in {"manifest", "module", "bundle"}:
+                        raise BadRequestError("a part is none of 'manifest', 'module' and 'bundle'")
+                    if part.name in parts:
+                        raise BadRequestError(f"the part {part.name!r} is there twice")
+                    path = parts[part.name] = Path(folder) / part.name
+                    limit = MAX_MANIFEST_BYTES if part.name == "manifest" else self._config.max_upload_bytes
+                    await _save(part, path, limit)
+                    if part.name == "manifest":
+                        manifest = _manifest_of(path.read_bytes(), part.headers.get("Content-Type", ""), name)
+            except (ValueError, AssertionError, UnicodeDecodeError) as exc:
+                raise BadRequestError(f"the multipart body is malformed: {exc}") from exc
+            if "module" not in parts:
+                raise BadRequestError("the part 'module' (the .wasm) is missing")
+            if manifest is None:
+                manifest = manifest_from_builtins({"name": name})
+            yield Upload(manifest=manifest, module=parts["module"], bundle=parts.get("bundle"))
+
+
+REQUEST_ID = web.RequestKey("request_id", str)
+
+
+@web.middleware
+async def _answer_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """The gate from our errors to HTTP, for the admin port."""
+    request[REQUEST_ID] = request_id = secrets.token_hex(8)
+    error: FaasError
+    try:
+        response = await handler(request)
+    except FaasError as exc:
+        error = exc
+    except web.HTTPMethodNotAllowed as exc:
+        error = MethodNotAllowedError(
+            f"{request.path} does not answer {request.method}; /api/openapi.json lists what there is",
+            allow=sorted(exc.allowed_methods),
+        )
+    except web.HTTPException:
+        error = RouteNotFoundError(f"the admin API has no {request.path}; /api/openapi.json lists what there is")
+    except ConnectionError:
+        raise  # the caller hung up: nobody is left to answer
+    except Exception as exc:
+        error = _bug(exc, request)
+    else:
+        if not response.prepared:
+            response.headers["X-Request-Id"] = request_id
+        return response
+    event(
+        _logger,
+        "admin.refused",
+        method=request.method,
+        path=request.path,
+        code=error.code,
+        reason=error.message,
+        request_id=request_id,
+    )
+    return web.json_response(
+        to_problem(error, request_id),
+        status=status_of(error),
+        content_type=CONTENT_TYPE,
+        headers={**headers_of(error), "X-Request-Id": request_id},
+    )
+
+
+def _bug(exc: Exception, request: web.Request) -> InternalError:
+    exception(_logger, "admin.failed", exc, method=request.method, path=request.path, request_id=request[REQUEST_ID])
+    return InternalError("something of ours failed; the host's log has the traceback under this request id")
+
+
+async def _save(part: BodyPartReader, path: Path, limit_bytes: int) -> None:
+    """Stream *part* to *path*; raises UploadTooLargeError."""
+    n_bytes = 0
+    with path.open("wb") as file:
+        while chunk := await part.read_chunk(_CHUNK_BYTES):
+            n_bytes += len(chunk)
+            if n_bytes > limit_bytes:
+                raise UploadTooLargeError(
+                    f"the part {part.name!r} is over {limit_bytes} bytes; shrink it (strip debug info), or raise "
+                    "max_upload_bytes of the host",
+                    limit_bytes=limit_bytes,
+                )
+            await asyncio.to_thread(file.write, bytes(chunk))
+
+
+def _manifest_of(blob: bytes, content_type: str, name: str) -> Manifest:
+    """
+    Return the manifest in *blob*; a missing name is the path's.
+
+    Raises: ManifestError, BadRequestError if it is not JSON or names another function.
+    """
+    try:
+        text = blob.decode()
+        if content_type.partition(";")[0].strip().lower() == TOML:
+            manifest = manifest_from_toml(text)
+        else:
+            raw = json.loads(text)
+            manifest = manifest_from_builtins({"name": name, **raw} if isinstance(raw, dict) else raw)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as exc:
+        raise BadRequestError(f"the part 'manifest' is not JSON: {exc}; TOML needs the content type {TOML}") from exc
+    if manifest.name != name:
+        raise BadRequestError(f"the manifest is of {manifest.name!r} and the path of {name!r}; make them the same")
+    return manifest
+
+
+def _int_of(request: web.Request, key: str, default: int, maximum: int) -> int:
+    text = request.query.get(key, str(default))
+    if not (text.isascii() and text.isdigit() and int(text) <= maximum):
+        raise BadRequestError(f"{key}={text!r} is not a number from 0 to {maximum}")
+    return int(text)
+
+
+def _untold(_stage: str) -> None:
+    """Take a stage that nobody wants to hear of."""
+
+
+def _json(document: Any, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(document), status=status, content_type=JSON)
+
+
+def _line(message: msgspec.Struct) -> bytes:
+    return msgspec.json.encode(message) + b"\n"

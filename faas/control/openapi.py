@@ -1,0 +1,224 @@
+"""
+The admin API's table of endpoints, and the OpenAPI document that is made from it.
+
+Source: OpenAPI 3.1.0.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from faas import __version__
+from faas.control import views
+from faas.manifest import Manifest
+from faas.problems import CONTENT_TYPE
+
+JSON = "application/json"
+NDJSON = "application/x-ndjson"
+TOML = "application/toml"
+PROMETHEUS = "text/plain"
+
+_PARAM = re.compile(r"\{(\w+)\}")
+
+
+class Query(msgspec.Struct, frozen=True):
+    """One query parameter."""
+
+    name: str
+    schema: dict[str, Any]
+    text: str
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """One method on one path; ``operation`` names the method of ``AdminApi`` that answers."""
+
+    method: str
+    path: str
+    operation: str
+    summary: str
+    status: int = 200
+    content: dict[str, Any] = {}
+    """Media type → the struct that it carries (None: free form)."""
+    query: tuple[Query, ...] = ()
+    public: bool = False
+    """True: answers without a token."""
+    upload: bool = False
+    refusals: dict[int, str] = {}
+
+
+_NOT_FOUND = {404: "No such function."}
+
+ENDPOINTS = (
+    Endpoint("GET", "/api/openapi.json", "document", "This document.", content={JSON: None}, public=True),
+    Endpoint("GET", "/api/status", "status", "The host and its workers.", content={JSON: views.Status}),
+    Endpoint("GET", "/api/functions", "functions", "Every function.", content={JSON: views.Functions}),
+    Endpoint(
+        "GET",
+        "/api/functions/{name}",
+        "function",
+        "One function: its serving version, sizes and counters.",
+        content={JSON: views.FunctionView},
+        refusals=_NOT_FOUND,
+    ),
+    Endpoint(
+        "PUT",
+        "/api/functions/{name}",
+        "deploy",
+        "Deploy a new version; the answer comes when every worker serves it.",
+        status=201,
+        content={JSON: views.DeploymentView},
+        upload=True,
+        refusals={
+            400: "The request is not the documented form.",
+            409: "Another function answers on one of the routes.",
+            413: "The upload is over the host's limit.",
+            422: "The manifest or the module was refused.",
+            503: "Every worker went away while it tried the version.",
+        },
+    ),
+    Endpoint(
+        "DELETE",
+        "/api/functions/{name}",
+        "remove",
+        "Remove a function and its versions; the answer comes when no worker serves it.",
+        status=204,
+        refusals=_NOT_FOUND,
+    ),
+    Endpoint(
+        "GET",
+        "/api/functions/{name}/versions",
+        "versions",
+        "Every version of a function, newest first.",
+        content={JSON: views.Versions},
+        refusals=_NOT_FOUND,
+    ),
+    Endpoint(
+        "GET",
+        "/api/functions/{name}/logs",
+        "logs",
+        "Log lines, oldest first, one JSON document a line.",
+        content={NDJSON: None},
+        query=(
+            Query(
+                "tail",
+                {"type": "integer", "minimum": 0, "maximum": 100_000, "default": 100},
+                "How many of the last lines to begin with.",
+            ),
+            Query(
+                "follow",
+                {"type": "string", "enum": ["0", "1"], "default": "0"},
+                "1: go on with new lines until the caller hangs up.",
+            ),
+        ),
+        refusals={400: "A parameter is out of its range.", **_NOT_FOUND},
+    ),
+    Endpoint(
+        "GET", "/metrics", "metrics", "Counters in Prometheus' text format.", content={PROMETHEUS: None}, public=True
+    ),
+)
+
+
+def openapi_document(endpoints: tuple[Endpoint, ...] = ENDPOINTS) -> dict[str, Any]:
+    """Return the OpenAPI document of *endpoints*, as plain dicts and lists."""
+    structs = {struct for endpoint in endpoints for struct in endpoint.content.values() if struct is not None}
+    structs |= {views.ProgressEvent, views.DoneEvent, views.FailedEvent, views.Problem, Manifest}
+    ordered = sorted(structs, key=lambda struct: str(struct.__name__))
+    _, components = msgspec.json.schema_components(ordered, ref_template="#/components/schemas/{name}")
+    paths: dict[str, Any] = {}
+    for endpoint in endpoints:
+        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "faas admin API",
+            "version": __version__,
+            "description": "Deploys functions and shows what the host does. Errors are RFC 9457 problem documents.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {
+                "token": {"type": "http", "scheme": "bearer", "description": "The content of `token` in the home."}
+            },
+        },
+    }
+
+
+def _operation(endpoint: Endpoint) -> dict[str, Any]:
+    content = {media: {"schema": _schema(struct, media)} for media, struct in endpoint.content.items()}
+    answer: dict[str, Any] = {"description": endpoint.summary}
+    if content:
+        answer["content"] = content
+    responses: dict[str, Any] = {str(endpoint.status): answer}
+    if endpoint.upload:
+        responses["200"] = {
+            "description": f"With `Accept: {NDJSON}`: one event a line; the last one is `done` or `failed`.",
+            "content": {
+                NDJSON: {
+                    "schema": {"oneOf": [_ref(views.ProgressEvent), _ref(views.DoneEvent), _ref(views.FailedEvent)]}
+                }
+            },
+        }
+    refusals = (
+        dict(endpoint.refusals) if endpoint.public else {401: "The token is missing or wrong.", **endpoint.refusals}
+    )
+    for status, text in refusals.items():
+        responses[str(status)] = {"description": text, "content": {CONTENT_TYPE: {"schema": _ref(views.Problem)}}}
+    operation: dict[str, Any] = {
+        "operationId": endpoint.operation,
+        "summary": endpoint.summary,
+        "responses": responses,
+    }
+    if not endpoint.public:
+        operation["security"] = [{"token": []}]
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in _PARAM.findall(endpoint.path)
+    ] + [
+        {"name": query.name, "in": "query", "schema": query.schema, "description": query.text}
+        for query in endpoint.query
+    ]
+    if parameters:
+        operation["parameters"] = parameters
+    if endpoint.upload:
+        operation["requestBody"] = _upload_body()
+    return operation
+
+
+def _upload_body() -> dict[str, Any]:
+    return {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["module"],
+                    "properties": {
+                        "manifest": {
+                            **_ref(Manifest),
+                            "description": f"JSON, or TOML with content type {TOML}; `name` may be left out.",
+                        },
+                        "module": {"type": "string", "contentMediaType": "application/wasm"},
+                        "bundle": {
+                            "type": "string",
+                            "contentMediaType": "application/x-tar",
+                            "description": "Read-only files of the function.",
+                        },
+                    },
+                }
+            }
+        },
+    }
+
+
+def _schema(struct: type[msgspec.Struct] | None, media: str) -> dict[str, Any]:
+    if struct is not None:
+        return _ref(struct)
+    return {"type": "object"} if media == JSON else {"type": "string"}
+
+
+def _ref(struct: type[msgspec.Struct]) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{struct.__name__}"}

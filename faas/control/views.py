@@ -1,0 +1,148 @@
+"""What the admin API shows: the shapes of its JSON, and nothing that computes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from faas.control.supervisor import WorkerView
+from faas.invocation import Deployment, Kind
+from faas.manifest import Manifest
+from faas.routes import parse_route
+
+STAGES = ("upload", "validate", "preinit", "compile", "store", "prepare", "activate")
+"""What a deploy goes through, in this order; a stage that has nothing to do is not reported."""
+
+
+class DeploymentView(msgspec.Struct, frozen=True):
+    """One version that serves."""
+
+    function: str
+    version: int
+    kind: Kind
+    routes: tuple[str, ...]
+    urls: tuple[str, ...]
+    wasm_digest: str
+    bundle_digest: str
+    created_at: float
+    manifest: Manifest
+
+
+class FunctionSummary(msgspec.Struct, frozen=True):
+    """One line of the list of functions."""
+
+    name: str
+    version: int
+    kind: Kind
+    routes: tuple[str, ...]
+    urls: tuple[str, ...]
+    created_at: float
+    counters: dict[str, float]
+
+
+class Functions(msgspec.Struct, frozen=True):
+    """Every function that serves, ordered by name."""
+
+    functions: list[FunctionSummary]
+
+
+class FunctionView(msgspec.Struct, frozen=True):
+    """A function: its serving version, what that takes on the disk, and what it did since the host started."""
+
+    name: str
+    active: DeploymentView
+    wasm_bytes: int
+    artifact_bytes: int
+    bundle_bytes: int
+    counters: dict[str, float]
+
+
+class VersionView(msgspec.Struct, frozen=True):
+    """One version, serving or not."""
+
+    version: int
+    active: bool
+    kind: Kind
+    wasm_digest: str
+    bundle_digest: str
+    created_at: float
+    manifest: Manifest
+
+
+class Versions(msgspec.Struct, frozen=True):
+    """Every version of a function, newest first."""
+
+    name: str
+    versions: list[VersionView]
+
+
+class Status(msgspec.Struct, frozen=True):
+    """The host itself."""
+
+    version: str
+    pid: int
+    uptime_s: float
+    home: str
+    public_url: str
+    admin_url: str
+    generation: int
+    functions: int
+    max_upload_bytes: int
+    workers: list[WorkerView]
+
+
+class ProgressEvent(msgspec.Struct, frozen=True, tag_field="event", tag="progress"):
+    """A deploy has entered *stage*."""
+
+    stage: str
+
+
+class DoneEvent(msgspec.Struct, frozen=True, tag_field="event", tag="done"):
+    """The last line of a deploy that serves."""
+
+    deployment: DeploymentView
+
+
+class FailedEvent(msgspec.Struct, frozen=True, tag_field="event", tag="failed"):
+    """The last line of a deploy that was refused; ``problem`` is an RFC 9457 document."""
+
+    problem: dict[str, Any]
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """RFC 9457, with our stable ``code``; an error's facts are further members."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    request_id: str = ""
+
+
+def base_url(host: str, port: int) -> str:
+    """Return the URL at which a host that listens on *host* can be tried from this machine."""
+    if host in {"", "0.0.0.0", "::"}:
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def urls_of(manifest: Manifest, public_url: str) -> tuple[str, ...]:
+    """Return the URL of each route, parameters and trailing ``*`` as the route writes them."""
+    return tuple(dict.fromkeys(public_url + parse_route(route).path for route in manifest.routes))
+
+
+def deployment_view(deployment: Deployment, public_url: str) -> DeploymentView:
+    """Return *deployment* as the API shows it."""
+    return DeploymentView(
+        function=deployment.function,
+        version=deployment.version,
+        kind=deployment.kind,
+        routes=deployment.manifest.routes,
+        urls=urls_of(deployment.manifest, public_url),
+        wasm_digest=deployment.wasm_digest,
+        bundle_digest=deployment.bundle_digest,
+        created_at=deployment.created_at,
+        manifest=deployment.manifest,
+    )

@@ -1,0 +1,1 @@
+"""The HTTP data plane: routes requests to functions and runs them in fresh instances."""

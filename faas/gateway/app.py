@@ -1,0 +1,219 @@
+"""
+The gateway's request funnel, one method per concern, each calling the next:
+``handle`` (ids, errors → responses) → ``_serve`` (route, redirects) → ``_admit`` (permits) → ``_run`` (deadline, kind).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+
+from aiohttp import hdrs, web
+
+from faas.clock import Clock
+from faas.errors import (
+    DeadlineExceededError,
+    FaasError,
+    InternalError,
+    MalformedRequestError,
+    OverloadedError,
+    RedirectLoopError,
+)
+from faas.gateway.admission import Admission
+from faas.gateway.call import Call
+from faas.gateway.command import SOFTWARE, LocalRedirect, serve_command
+from faas.gateway.journal import Journal
+from faas.gateway.live import LiveTable, Served
+from faas.gateway.middleware import outcome_of, problem_response
+from faas.gateway.reactor import serve_reactor
+from faas.invocation import Kind, Outcome
+from faas.log import event
+from faas.routes import Route
+from faas.wasm.runtime import Runtime
+
+MAX_LOCAL_REDIRECTS = 10
+
+_log = logging.getLogger(__name__)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._\-+/=:]{1,128}")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+
+
+class Gateway:
+    """Serves HTTP requests from the live table; lives as long as its worker."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        table: LiveTable,
+        admission: Admission,
+        journal: Journal,
+        clock: Clock,
+        *,
+        server_port: int,
+    ) -> None:
+        self._runtime = runtime
+        self._table = table
+        self._admission = admission
+        self._journal = journal
+        self._clock = clock
+        self._server_port = server_port
+        self.draining = False
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request; the only failure that leaves here is cancellation."""
+        received = time.perf_counter()
+        request_id = request.headers.get("X-Request-Id", "")
+        if not _REQUEST_ID.fullmatch(request_id):
+            request_id = secrets.token_hex(8)
+        try:
+            response = await self._serve(request, request_id, received)
+        except FaasError as exc:
+            response = problem_response(exc, request_id)
+        except asyncio.CancelledError:
+            raise
+        except Exception as exc:
+            _log.exception("request failed")
+            event(_log, "request.failed", request_id=request_id, error=repr(exc))
+            response = problem_response(
+                InternalError("the host failed to serve this request; its log has the reason"), request_id
+            )
+        if not response.prepared:
+            response.headers["Server"] = SOFTWARE
+            if self.draining:
+                response.force_close()
+        return response
+
+    async def _serve(self, request: web.BaseRequest, request_id: str, received: float) -> web.StreamResponse:
+        raw_path, _, query = request.raw_path.partition("?")
+        if not raw_path.startswith("/"):
+            # absolute-form (a proxy's) or OPTIONS *
+            raw_path, query = request.rel_url.raw_path, request.rel_url.raw_query_string
+            if not raw_path.startswith("/"):
+                raise MalformedRequestError(f"the request target {request.raw_path[:80]!r} is no path")
+        if raw_path == "/_faas/health":
+            return self._health(request_id)
+        method = request.method
+        with_body = True
+        traceparent = request.headers.get("traceparent", "")
+        if traceparent and not _TRACEPARENT.fullmatch(traceparent):
+            traceparent = ""
+        for _ in range(MAX_LOCAL_REDIRECTS):
+            served, params, route = self._table.match(method, raw_path)
+            call = Call(
+                request,
+                served,
+                method=method,
+                raw_path=raw_path,
+                query=query,
+                params=params,
+                route=route.path,
+                script_name=_script_name(route, raw_path),
+                request_id=request_id,
+                traceparent=traceparent,
+                clock=self._clock,
+                journal=self._journal,
+                received=received,
+                with_body=with_body,
+            )
+            try:
+                return await self._admit(call)
+            except LocalRedirect as redirect:
+                raw_path, _, query = redirect.location.partition("?")
+                method, with_body = hdrs.METH_GET, False
+                received = time.perf_counter()
+        raise RedirectLoopError(
+            f"local redirects went round more than {MAX_LOCAL_REDIRECTS} times, last to {raw_path[:200]!r}"
+        )
+
+    def _health(self, request_id: str) -> web.Response:
+        if self.draining:
+            raise OverloadedError("this worker is draining", retry_after_s=1)
+        return web.json_response(
+            {"status": "ok", "generation": self._table.generation}, headers={"X-Request-Id": request_id}
+        )
+
+    async def _admit(self, call: Call) -> web.StreamResponse:
+        permits = call.served.permits
+        try:
+            if not self._admission.try_acquire(permits):
+                await self._admission.acquire(permits)
+        except OverloadedError as exc:
+            return self._failed(call, exc)
+        try:
+            call.admitted = time.perf_counter()
+            return await self._run(call)
+        finally:
+            self._admission.release(permits)
+
+    async def _run(self, call: Call) -> web.StreamResponse:
+        served = call.served
+        timeout_s = served.deployment.manifest.limits.timeout_s
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        try:
+            async with asyncio.timeout_at(deadline):
+                template = served.template or await self._table.load(served)
+                if served.deployment.kind is Kind.COMMAND:
+                    response = await serve_command(call, self._runtime, template, self._server_port)
+                else:
+                    response = await serve_reactor(call, self._runtime, template, deadline)
+        except TimeoutError:
+            return self._failed(
+                call,
+                DeadlineExceededError(
+                    f"the guest did not answer within {timeout_s:g} s; "
+                    "make it answer sooner, or raise limits.timeout_s in function.toml"
+                ),
+            )
+        except FaasError as exc:
+            return self._failed(call, exc)
+        except LocalRedirect:
+            self._finished(call, Outcome.OK, 302)
+            raise
+        except asyncio.CancelledError:
+            self._finished(call, Outcome.CANCELLED, 499, reason="the client went away")
+            raise
+        self._finished(call, Outcome.OK, response.status)
+        return response
+
+    def _failed(self, call: Call, error: FaasError) -> web.StreamResponse:
+        trace = error.facts.get("trace")
+        if trace:
+            for line in trace.splitlines():
+                self._journal.line(call.served.name, call.served.version, call.request_id, line, "trap")
+        headers = call.response_headers()
+        response = problem_response(error, call.request_id, headers)
+        self._finished(call, outcome_of(error), response.status, reason=f"{error.code}: {error.message}")
+        if call.request.transport is None or call.request.transport.is_closing():
+            # The reply had begun and was cut off, or nobody is left: aiohttp must not write a second one.
+            raise asyncio.CancelledError
+        return response
+
+    def _finished(self, call: Call, outcome: Outcome, status: int, reason: str = "") -> None:
+        served: Served = call.served
+        self._journal.finished(
+            served.name,
+            served.version,
+            call.request_id,
+            outcome,
+            status=status,
+            duration_ms=(time.perf_counter() - call.received) * 1000,
+            start_ms=call.start_ms,
+            cpu_ms=call.cpu_ns / 1e6,
+            reason=reason,
+            traceparent=call.traceparent,
+        )
+
+
+def _script_name(route: Route, raw_path: str) -> str:
+    """Return the part of *raw_path* that *route* matched; what a trailing ``*`` took is the rest, with its slash."""
+    if not route.trailing:
+        return raw_path
+    end = 0
+    for _ in route.segments:
+        end = raw_path.find("/", end + 1)
+        if end < 0:
+            return raw_path
+    return raw_path[:end]

@@ -1,0 +1,216 @@
+"""One request on its way through the gateway: what every kind of function needs to serve it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import deque
+
+from aiohttp import web
+
+from faas.clock import Clock
+from faas.errors import BodyTooLargeError, OutputLimitError
+from faas.gateway.journal import Journal
+from faas.gateway.live import Served
+
+OUTPUT_HIGH_WATER = 256 * 1024
+MAX_LOG_LINE_BYTES = 16 * 1024
+
+# What Rust's standard library says before it aborts; other languages go by Fiber.ran_out_of_memory.
+_ALLOCATION_FAILED = re.compile(rb"memory allocation of \d+ bytes failed")
+
+
+class Call:
+    """
+    A matched request, its function and its timings; lives until the response is finished.
+
+    ``script_name`` is the part of the raw path that the route matched; times are ``time.perf_counter`` seconds.
+    """
+
+    __slots__ = (
+        "request", "served", "method", "raw_path", "query", "params", "route", "script_name",
+        "request_id", "traceparent", "clock", "journal", "received", "admitted", "started", "answered",
+        "with_body", "cpu_ns", "out_of_memory",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        request: web.BaseRequest,
+        served: Served,
+        *,
+        method: str,
+        raw_path: str,
+        query: str,
+        params: dict[str, str],
+        route: str,
+        script_name: str,
+        request_id: str,
+        traceparent: str,
+        clock: Clock,
+        journal: Journal,
+        received: float,
+        with_body: bool,
+    ) -> None:
+        self.request = request
+        self.served = served
+        self.method = method
+        self.raw_path = raw_path
+        self.query = query
+        self.params = params
+        self.route = route
+        self.script_name = script_name
+        self.request_id = request_id
+        self.traceparent = traceparent
+        self.clock = clock
+        self.journal = journal
+        self.received = received
+        self.admitted = received
+        self.started = 0.0
+        self.answered = 0.0
+        self.with_body = with_body
+        self.cpu_ns = 0
+        self.out_of_memory = False
+        """Whether the guest's own allocator said on stderr that it found no memory."""
+
+    @property
+    def start_ms(self) -> float:
+        """What making this request's own instance took."""
+        return max(0.0, (self.started - self.admitted) * 1000)
+
+    def response_headers(self) -> dict[str, str]:
+        """Return the headers every reply of a function carries; ``run`` is the time until these headers."""
+        if not self.answered:
+            self.answered = time.perf_counter()
+        queue_ms = (self.admitted - self.received) * 1000
+        run_ms = (self.answered - self.started) * 1000 if self.started else 0.0
+        return {
+            **self.served.headers,
+            "X-Request-Id": self.request_id,
+            "Server-Timing": f"queue;dur={queue_ms:.3f}, start;dur={self.start_ms:.3f}, run;dur={run_ms:.3f}",
+        }
+
+    def log_line(self, line: bytes) -> None:
+        """Keep one line that the guest wrote to stderr."""
+        if _ALLOCATION_FAILED.match(line):
+            self.out_of_memory = True
+        self.journal.line(self.served.name, self.served.version, self.request_id, line.decode("utf-8", "replace"))
+
+
+class RequestBody:
+    """
+    A guest's stdin: the request's body as it arrives, never more in memory than what has not been read.
+
+    Thread: ``read_nowait`` from any (a guest's slice may run in the pool), the rest on the loop.
+    """
+
+    def __init__(self, request: web.BaseRequest, max_bytes: int) -> None:
+        self._request = request
+        self._content = request.content
+        self._max_bytes = max_bytes
+        self._received_bytes = 0
+        self._chunk = b""
+        self._ended = False
+        self._asked = request.headers.get("Expect", "").lower() != "100-continue"
+        length = request.content_length
+        if length is not None and length > max_bytes:
+            raise _too_large(max_bytes)
+
+    def read_nowait(self, n: int) -> bytes | None:
+        """Return up to *n* bytes that are here, b'' at the end, None if the client has not sent more yet."""
+        chunk = self._chunk
+        if not chunk:
+            return b"" if self._ended else None
+        self._chunk = chunk[n:]
+        return chunk[:n]
+
+    async def wait_readable(self) -> None:
+        """
+        Return when ``read_nowait`` has something to say.
+
+        Raises: BodyTooLargeError.
+        """
+        if self._chunk or self._ended:
+            return
+        if not self._asked:
+            self._asked = True
+            transport = self._request.transport
+            if transport is not None:
+                transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        chunk = await self._content.readany()
+        if not chunk:
+            self._ended = True
+            return
+        self._received_bytes += len(chunk)
+        if self._received_bytes > self._max_bytes:
+            raise _too_large(self._max_bytes)
+        self._chunk = chunk
+
+    async def read_all(self) -> bytes:
+        """
+        Return the whole body.
+
+        Raises: BodyTooLargeError.
+        """
+        parts: list[bytes] = []
+        while not self._ended:
+            await self.wait_readable()
+            parts.append(self._chunk)
+            self._chunk = b""
+        return b"".join(parts)
+
+
+class Output:
+    """
+    A guest's stdout: what it wrote and nobody has taken yet.
+
+    Thread: ``write`` from any, ``take`` on the loop, between two slices.
+    """
+
+    __slots__ = ("_parts", "_pending_bytes", "_left_bytes", "_max_bytes")
+
+    def __init__(self, max_bytes: int) -> None:
+        self._parts: deque[bytes] = deque()
+        self._pending_bytes = 0
+        self._left_bytes = max_bytes
+        self._max_bytes = max_bytes
+
+    @property
+    def full(self) -> bool:
+        """Whether the guest should yield so that the client can take what there is."""
+        return self._pending_bytes >= OUTPUT_HIGH_WATER
+
+    @property
+    def pending_bytes(self) -> int:
+        """How much waits to be taken."""
+        return self._pending_bytes
+
+    def write(self, data: bytes) -> int:
+        """
+        Keep *data*; all of it is taken.
+
+        Raises: OutputLimitError when the invocation's total passes its limit.
+        """
+        self._left_bytes -= len(data)
+        if self._left_bytes < 0:
+            raise OutputLimitError(
+                f"the guest wrote more than {self._max_bytes} bytes; "
+                "write less, or raise limits.max_output_bytes in function.toml"
+            )
+        self._parts.append(data)
+        self._pending_bytes += len(data)
+        return len(data)
+
+    def take(self) -> bytes:
+        """Return all that is pending."""
+        parts = self._parts
+        taken = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        self._pending_bytes = 0
+        return taken
+
+
+def _too_large(max_bytes: int) -> BodyTooLargeError:
+    return BodyTooLargeError(
+        f"the request body is over {max_bytes} bytes; send less, or raise limits.max_body_bytes in function.toml",
+        max_body_bytes=max_bytes,
+    )

@@ -1,0 +1,212 @@
+"""Kind ``command``: a module with ``_start`` answers as a CGI program, its output streamed while it runs."""
+
+from __future__ import annotations
+
+import time
+
+from aiohttp import web
+
+from faas import __version__
+from faas.errors import ClientGoneError, FaasError, GuestExitError, GuestTrapError, InvocationError, MalformedResponseError
+from faas.gateway import cgi
+from faas.gateway.call import MAX_LOG_LINE_BYTES, Call, Output, RequestBody
+from faas.wasi.context import GuestExit, WasiContext
+from faas.wasi.streams import EmptyInput, InputStream, LineOutput
+from faas.wasm.runtime import Runtime, Template
+
+SOFTWARE = f"faas/{__version__}"
+
+
+class LocalRedirect(Exception):
+    """The guest answered ``Location: /path``: the host serves that path instead (RFC 3875 6.2.2)."""
+
+    def __init__(self, location: str) -> None:
+        super().__init__(location)
+        self.location = location
+
+
+class _Reply:
+    """Turns stdout into an HTTP response: buffered while the guest runs inline, streamed as soon as it yields."""
+
+    def __init__(self, call: Call, output: Output) -> None:
+        self._call = call
+        self._output = output
+        self._written = b""
+        self.head: cgi.ResponseHead | None = None
+        self.stream: web.StreamResponse | None = None
+        self._streamed_bytes = 0
+
+    async def pause(self) -> None:
+        """Send what the guest has written so far; awaited whenever it yields or waits."""
+        if not self._output.pending_bytes:
+            return
+        if self.stream is None:
+            if not self._parse() or self.head is None or self.head.local_redirect:
+                return
+            self.stream = await self._begin(self.head)
+            body, self._written = self._written, b""
+        else:
+            body = self._output.take()
+        await self._send(body)
+
+    def _parse(self) -> bool:
+        """Return whether the head is complete; then ``_written`` is the body so far."""
+        self._written += self._output.take()
+        if self.head is not None:
+            return True
+        split = cgi.split_head(self._written)
+        if split is None:
+            return False
+        block, body_at = split
+        self.head = cgi.parse_head(block)
+        self._written = self._written[body_at:]
+        return True
+
+    async def _begin(self, head: cgi.ResponseHead) -> web.StreamResponse:
+        call = self._call
+        stream = web.StreamResponse(status=head.status, reason=head.reason, headers=call.response_headers())
+        _add_headers(stream, head)
+        if head.content_length is not None:
+            stream.content_length = head.content_length
+        elif call.request.version >= (1, 1):
+            stream.enable_chunked_encoding()
+        await stream.prepare(call.request)
+        return stream
+
+    async def _send(self, body: bytes) -> None:
+        assert self.stream is not None
+        if not body:
+            return
+        self._streamed_bytes += len(body)
+        length = self.head.content_length if self.head is not None else None
+        if length is not None and self._streamed_bytes > length and self._call.method != "HEAD":
+            raise MalformedResponseError(f"the guest announced a Content-Length of {length} and wrote more")
+        if self._call.method != "HEAD":
+            await self.stream.write(body)
+
+    async def finish(self) -> web.StreamResponse:
+        """
+        Return the response of a guest that ended well.
+
+        Raises: MalformedResponseError, LocalRedirect.
+        """
+        if self.stream is not None:
+            await self._send(self._output.take())
+            length = self.head.content_length if self.head is not None else None
+            if length is not None and self._streamed_bytes < length and self._call.method != "HEAD":
+                raise MalformedResponseError(f"the guest announced a Content-Length of {length} and wrote less")
+            await self.stream.write_eof()
+            return self.stream
+        if not self._parse() or self.head is None:
+            raise MalformedResponseError(
+                "the guest's output has no blank line after its headers; "
+                "write e.g. 'Content-Type: text/plain', an empty line, then the body"
+            )
+        head = self.head
+        if head.local_redirect:
+            raise LocalRedirect(head.local_redirect)
+        body = self._written
+        if head.content_length is not None and head.content_length != len(body) and self._call.method != "HEAD":
+            raise MalformedResponseError(
+                f"the guest announced a Content-Length of {head.content_length} and wrote {len(body)} bytes"
+            )
+        response = web.Response(
+            status=head.status, reason=head.reason, body=body, headers=self._call.response_headers()
+        )
+        _add_headers(response, head)
+        return response
+
+
+async def serve_command(call: Call, runtime: Runtime, template: Template, server_port: int) -> web.StreamResponse:
+    """
+    Run a command for one request and return its response, prepared already if it was streamed.
+
+    Raises: InvocationError and its kin while nothing was sent; ClientGoneError once the reply had to be cut off.
+    """
+    request, served = call.request, call.served
+    manifest = served.deployment.manifest
+    limits = manifest.limits
+    output = Output(limits.max_output_bytes)
+    reply = _Reply(call, output)
+    stderr = LineOutput(call.log_line, limits.max_log_bytes, MAX_LOG_LINE_BYTES)
+    has_body = call.with_body and request.body_exists
+    stdin: InputStream = RequestBody(request, limits.max_body_bytes) if has_body else EmptyInput()
+
+    def environment() -> list[bytes]:
+        return cgi.meta_variables(
+            method=call.method,
+            raw_path=call.raw_path,
+            query=call.query,
+            script_name=call.script_name,
+            route=call.route,
+            params=call.params,
+            headers=request.headers.items(),
+            remote_addr=request.remote or "",
+            scheme=request.scheme,
+            host=request.host,
+            server_port=server_port,
+            protocol=f"HTTP/{request.version.major}.{request.version.minor}",
+            server_software=SOFTWARE,
+            content_length=request.content_length if has_body else None,
+            request_id=call.request_id,
+            function=served.name,
+            version=served.version,
+            env=manifest.env,
+        )
+
+    wasi = WasiContext(
+        args=cgi.arguments(served.name, call.query),
+        env=environment,
+        stdin=stdin,
+        stdout=output,
+        stderr=stderr,
+        bundle=served.bundle,
+        tmp_bytes=limits.tmp_bytes,
+        clock=call.clock,
+    )
+    fiber = runtime.fiber(
+        wasi, memory_limit_bytes=limits.memory_bytes, cpu_limit_s=limits.cpu_s, on_pause=reply.pause
+    )
+    try:
+        await fiber.instantiate(template)
+        call.started = time.perf_counter()
+        try:
+            await fiber.call(b"_start")
+        except GuestExit as exc:
+            if exc.code:
+                if call.out_of_memory or fiber.ran_out_of_memory(""):
+                    raise fiber.memory_limit_error(f"exit code {exc.code}") from exc
+                raise GuestExitError(
+                    f"the guest exited with code {exc.code}; 'faas logs {served.name}' has what it wrote to stderr",
+                    exit_code=exc.code,
+                ) from exc
+        return await reply.finish()
+    except FaasError as failure:
+        exc = failure
+        if isinstance(failure, GuestTrapError) and call.out_of_memory:
+            exc = fiber.memory_limit_error(failure.message, trace=failure.facts.get("trace", ""))
+        if reply.stream is not None:
+            raise cut_off(call, exc) from failure
+        raise exc from failure.__cause__
+    finally:
+        call.cpu_ns += fiber.cpu_ns
+        fiber.close()
+        stderr.close()
+
+
+def cut_off(call: Call, exc: FaasError) -> InvocationError:
+    """Break the connection of a reply that has begun, so that no client takes half of it for the whole."""
+    transport = call.request.transport
+    if transport is not None:
+        transport.abort()
+    return exc if isinstance(exc, InvocationError) else ClientGoneError(exc.message)
+
+
+def _add_headers(response: web.StreamResponse, head: cgi.ResponseHead) -> None:
+    headers = response.headers
+    # Ours are defaults for single-valued names and can't be overridden by a guest: they say what served the request.
+    for name, value in head.headers:
+        lower = name.lower()
+        if lower in ("x-request-id", "x-faas-function", "x-faas-version"):
+            continue
+        headers.add(name, value)

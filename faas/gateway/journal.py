@@ -1,0 +1,143 @@
+"""What invocations leave behind: log lines and counters, gathered here and sent up to the control process in batches."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from faas.invocation import Outcome
+from faas.wire.messages import Lines, Stats
+
+FLUSH_S = 0.1
+STATS_S = 1.0
+MAX_BACKLOG_BYTES = 16 * 1024 * 1024
+
+_encode = msgspec.json.encode
+
+
+class Journal:
+    """
+    Buffers lines and counters between flushes; lives as long as its worker.
+
+    Thread: ``line`` from any (guests log from pool threads), the rest from the loop.
+    """
+
+    def __init__(self, gauges: Callable[[], dict[str, float]]) -> None:
+        self._gauges = gauges
+        self._lines: dict[str, list[bytes]] = {}
+        self._backlog_bytes = 0
+        self._n_dropped = 0
+        self._counters: dict[str, dict[str, float]] = {}
+        self._changed = False
+
+    def line(self, function: str, version: int, request_id: str, text: str, stream: str = "stderr") -> None:
+        """Keep one line of a function's log."""
+        self._put(
+            function,
+            {
+                "ts": time.time(),
+                "function": function,
+                "version": version,
+                "request_id": request_id,
+                "stream": stream,
+                "text": text,
+            },
+        )
+
+    def finished(
+        self,
+        function: str,
+        version: int,
+        request_id: str,
+        outcome: Outcome,
+        *,
+        status: int,
+        duration_ms: float,
+        start_ms: float,
+        cpu_ms: float,
+        reason: str = "",
+        traceparent: str = "",
+    ) -> None:
+        """Keep the one event that ends an invocation, and count it."""
+        event: dict[str, Any] = {
+            "ts": time.time(),
+            "function": function,
+            "version": version,
+            "request_id": request_id,
+            "stream": "event",
+            "event": "invocation.finished",
+            "outcome": outcome.value,
+            "status": status,
+            "duration_ms": round(duration_ms, 3),
+            "start_ms": round(start_ms, 3),
+            "cpu_ms": round(cpu_ms, 3),
+        }
+        if reason:
+            event["reason"] = reason
+        if traceparent:
+            event["traceparent"] = traceparent
+        self._put(function, event)
+        counters = self._counters.get(function)
+        if counters is None:
+            counters = self._counters[function] = {"invocations": 0, "duration_ms": 0, "start_ms": 0, "cpu_ms": 0}
+        counters["invocations"] += 1
+        counters[outcome.value] = counters.get(outcome.value, 0) + 1
+        counters["duration_ms"] += duration_ms
+        counters["start_ms"] += start_ms
+        counters["cpu_ms"] += cpu_ms
+        self._changed = True
+
+    def _put(self, function: str, entry: dict[str, Any]) -> None:
+        line = _encode(entry) + b"\n"
+        if self._backlog_bytes > MAX_BACKLOG_BYTES:
+            self._n_dropped += 1  # control is slow or gone: memory is worth more than log lines
+            return
+        self._backlog_bytes += len(line)
+        lines = self._lines.get(function)
+        if lines is None:
+            self._lines[function] = [line]
+        else:
+            lines.append(line)
+
+    def take_lines(self) -> Lines | None:
+        """Return what gathered since the last call, None if nothing did."""
+        if not self._lines:
+            return None
+        if self._n_dropped:
+            n, self._n_dropped = self._n_dropped, 0
+            for function in self._lines:
+                self.line(function, 0, "", f"{n} log lines of this worker were dropped: too many at once", "event")
+                break
+        lines, self._lines = self._lines, {}
+        self._backlog_bytes = 0
+        return Lines({function: b"".join(parts) for function, parts in lines.items()})
+
+    def stats(self) -> Stats:
+        """Return the counters as they are now."""
+        return Stats(
+            {function: dict(counters) for function, counters in self._counters.items()}, self._gauges()
+        )
+
+    async def run(self, send: Callable[[Any], Awaitable[None]]) -> None:
+        """Send lines every ``FLUSH_S`` and counters every ``STATS_S``, until cancelled; then once more."""
+        loop = asyncio.get_running_loop()
+        next_stats = loop.time()
+        try:
+            while True:
+                await asyncio.sleep(FLUSH_S)
+                await self.flush(send)
+                if loop.time() >= next_stats:
+                    next_stats = loop.time() + STATS_S
+                    await send(self.stats())
+        finally:
+            self._changed = False
+
+    async def flush(self, send: Callable[[Any], Awaitable[None]]) -> None:
+        """Send the lines that have gathered."""
+        lines = self.take_lines()
+        if lines is not None:
+            await send(lines)

@@ -1,0 +1,240 @@
+"""
+The worker process: the composition root of the data plane, and its conversation with the control process.
+
+Started by the control process as ``python -m faas.gateway.worker`` with its settings as one JSON document on stdin.
+Exits 0 when told to drain, or when the control process goes away: then nobody would tell it what to serve.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+import msgspec
+import uvloop
+from aiohttp import web
+
+from faas import problems
+from faas.artifacts.store import ArtifactStore
+from faas.clock import SystemClock
+from faas.config import HostConfig
+from faas.errors import FaasError, InternalError, PeerGoneError
+from faas.gateway.admission import Admission
+from faas.gateway.app import Gateway
+from faas.gateway.journal import Journal
+from faas.gateway.live import LiveTable
+from faas.invocation import Deployment
+from faas.log import configure, event
+from faas.wasm.runtime import Runtime
+from faas.wire.framing import Channel
+from faas.wire.messages import (
+    PROTOCOL_VERSION,
+    Activated,
+    ArtifactNeeded,
+    ArtifactReady,
+    Drain,
+    FromControl,
+    Hello,
+    Prepare,
+    Prepared,
+    Ready,
+    Table,
+)
+
+_log = logging.getLogger(__name__)
+BACKLOG = 4096
+SPARE_SLOTS = 2
+"""Pool slots beyond the guest threads' that admission leaves free: a cancelled guest's slot comes back a slice late."""
+
+
+class WorkerSettings(msgspec.Struct, frozen=True):
+    """What the control process tells a worker at its start."""
+
+    config: HostConfig
+    worker: int
+    socket: str
+    token: str
+    public_host: str
+    public_port: int
+
+
+class Worker:
+    """One worker's parts and its end of the conversation; lives until ``run`` returns."""
+
+    def __init__(self, settings: WorkerSettings, channel: Channel[FromControl]) -> None:
+        config = settings.config
+        self._settings = settings
+        self._channel = channel
+        self._ids = itertools.count(1)
+        self._repairs: dict[int, asyncio.Future[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._drain_timeout_s = config.drain_timeout_s
+        self.runtime = Runtime(config)
+        self.table = LiveTable(
+            self.runtime,
+            ArtifactStore(config.home_path),
+            self._repair,
+            start_timeout_s=config.precompile.start_timeout_s,
+        )
+        guest_threads = config.guest_threads or os.cpu_count() or 1
+        self.admission = Admission(
+            max(1, config.pool.slots - guest_threads - SPARE_SLOTS),
+            max_queue=config.max_queue,
+            queue_timeout_s=config.queue_timeout_s,
+        )
+        self.journal = Journal(self._gauges)
+        self.gateway = Gateway(
+            self.runtime,
+            self.table,
+            self.admission,
+            self.journal,
+            SystemClock(),
+            server_port=settings.public_port,
+        )
+
+    def _gauges(self) -> dict[str, float]:
+        return {
+            "active": self.admission.active,
+            "queued": self.admission.queued,
+            "modules": self.table.n_loaded,
+            "instances": self.runtime.alive,
+        }
+
+    async def _repair(self, deployment: Deployment) -> None:
+        """Have the control process compile a deployment again; raises what it said when it could not."""
+        request_id = next(self._ids)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._repairs[request_id] = done
+        event(_log, "artifact.needed", function=deployment.function, version=deployment.version)
+        try:
+            await self._channel.send(ArtifactNeeded(request_id, deployment))
+            await done
+        finally:
+            del self._repairs[request_id]
+
+    async def _prepare(self, message: Prepare) -> None:
+        problem: dict[str, Any] | None = None
+        try:
+            await self.table.prepare(message.deployment)
+        except FaasError as exc:
+            problem = problems.to_problem(exc)
+            problem.pop("trace", None)
+        except Exception as exc:
+            _log.exception("prepare failed")
+            problem = problems.to_problem(InternalError(f"a worker failed to load the module: {exc!r}"))
+        await self._channel.send(Prepared(message.id, problem))
+
+    async def _converse(self) -> float:
+        """Do what the control process says until it says drain, or goes away; return the drain budget in seconds."""
+        while True:
+            try:
+                message = await self._channel.receive()
+            except PeerGoneError:
+                event(_log, "control.gone", worker=self._settings.worker)
+                return self._drain_timeout_s
+            if isinstance(message, Prepare):
+                # A task: loading may need an answer that comes on this very channel.
+                task = asyncio.create_task(self._prepare(message))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            elif isinstance(message, Table):
+                self.table.replace(message.generation, message.deployments)
+                await self._channel.send(Activated(message.generation))
+            elif isinstance(message, ArtifactReady):
+                waiting = self._repairs.get(message.id)
+                if waiting is not None and not waiting.done():
+                    if message.problem is None:
+                        waiting.set_result(None)
+                    else:
+                        waiting.set_exception(problems.from_problem(message.problem))
+            elif isinstance(message, Drain):
+                return message.timeout_s
+
+    async def run(self) -> None:
+        """Serve until told to stop; then finish what is in flight within the drain budget."""
+        settings, config = self._settings, self._settings.config
+        await self._channel.send(Hello(PROTOCOL_VERSION, settings.worker, os.getpid(), settings.token))
+        first = await self._channel.receive()
+        if not isinstance(first, Table):
+            raise InternalError(f"control began with {type(first).__name__}, not with a table")
+        self.table.replace(first.generation, first.deployments)
+
+        server = web.Server(
+            self.gateway.handle,
+            handler_cancellation=True,
+            access_log=None,
+            keepalive_timeout=config.keepalive_timeout_s,
+            lingering_time=2.0,
+        )
+        runner = web.ServerRunner(server, shutdown_timeout=0.5)
+        await runner.setup()
+        site = web.SockSite(runner, _listen(settings.public_host, settings.public_port), backlog=BACKLOG)
+        await site.start()
+        sender = asyncio.create_task(self.journal.run(self._channel.send))
+        await self._channel.send(Ready(first.generation))
+        event(_log, "worker.ready", worker=settings.worker, pid=os.getpid(), port=settings.public_port)
+
+        stop = asyncio.create_task(self._converse())
+        await asyncio.wait([stop, sender], return_when=asyncio.FIRST_COMPLETED)
+        budget_s = stop.result() if stop.done() else self._drain_timeout_s
+
+        self.gateway.draining = True
+        await site.stop()
+        server.pre_shutdown()
+        try:
+            async with asyncio.timeout(budget_s):
+                await self.admission.wait_idle()
+        except TimeoutError:
+            event(_log, "drain.cut_off", worker=settings.worker, active=self.admission.active)
+        await runner.cleanup()
+        for task in (stop, sender, *self._tasks):
+            task.cancel()
+        await asyncio.gather(stop, sender, *self._tasks, return_exceptions=True)
+        try:
+            await self.journal.flush(self._channel.send)
+            await self._channel.send(self.journal.stats())
+        except PeerGoneError:
+            event(_log, "journal.lost", worker=settings.worker)
+        await self._channel.aclose()
+        event(_log, "worker.stopped", worker=settings.worker)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a bound socket that shares its port with the other workers; the kernel spreads connections."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.setblocking(False)
+    sock.bind((host, port))
+    return sock
+
+
+async def _main(settings: WorkerSettings) -> None:
+    loop = asyncio.get_running_loop()
+    # A terminal's ^C reaches the whole process group; the control process decides what it means.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, lambda: None)
+    reader, writer = await asyncio.open_unix_connection(settings.socket, limit=1 << 20)
+    channel: Channel[FromControl] = Channel(reader, writer, FromControl)
+    await Worker(settings, channel).run()
+
+
+def main() -> None:
+    """Read the settings from stdin and serve."""
+    configure(sys.stderr)
+    settings = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerSettings)
+    uvloop.run(_main(settings))
+    # Guest threads may still be inside a slice of a cancelled guest; nothing of it is worth waiting for.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Shipped fakes that pass the same contract tests as the real parts."""

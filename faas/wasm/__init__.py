@@ -1,0 +1,1 @@
+"""Everything that touches wasmtime: the engine, instances on fibers, and the host functions guests import."""

@@ -1,0 +1,190 @@
+"""The runtime of one serving process: engine, linker with every host function, epoch ticker, threads for guests."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from faas.config import HostConfig
+from faas.errors import ArtifactTamperedError, UnknownImportsError
+from faas.wasi.context import WasiContext
+from faas.wasm import capi
+from faas.wasm.engine import EngineProfile, engine_pointer, new_engine
+from faas.wasm.fiber import Fiber, async_trampoline, first_line, sync_trampoline
+from faas.wasm.host import HostFunction, wasi
+
+
+class Template:
+    """A linked module, ready to be instantiated any number of times (``InstancePre``); lives until ``close``."""
+
+    __slots__ = ("pre", "_module", "has_initialize")
+
+    def __init__(self, pre: int, module: int) -> None:
+        self.pre = pre
+        self._module = module
+        self.has_initialize: bool | None = None
+        """Whether instances export ``_initialize``; found at the first one."""
+
+    def close(self) -> None:
+        """Free the code; instances that are alive keep what they use."""
+        if self.pre:
+            capi.instance_pre_delete(self.pre)
+            capi.module_delete(self._module)
+            self.pre = 0
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Ticker:
+    """
+    Ends guests' time slices: a thread that increments the engine's epoch while guests run, and rests otherwise.
+
+    Thread: ``wake`` from any; cheap when already awake.
+    """
+
+    IDLE_TICKS = 200
+
+    def __init__(self, engine: int, tick_s: float) -> None:
+        self._engine = engine
+        self._tick_s = tick_s
+        self._event = threading.Event()
+        self._stopped = False
+        self._woken = False
+        self._asleep = False
+        self._thread = threading.Thread(target=self._run, name="faas-ticker", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Tick for at least ``IDLE_TICKS`` from now on; to be called before every slice."""
+        self._woken = True
+        if self._asleep:
+            self._event.set()
+
+    def _run(self) -> None:
+        left = 0
+        while not self._stopped:
+            if self._woken:
+                self._woken = False
+                left = self.IDLE_TICKS
+            elif left == 0:
+                # The order closes the gap: a wake() before the look at _woken is seen there, a later one sees _asleep.
+                self._event.clear()
+                self._asleep = True
+                if not self._woken and not self._stopped:
+                    self._event.wait()
+                self._asleep = False
+                continue
+            left -= 1
+            time.sleep(self._tick_s)
+            capi.engine_increment_epoch(self._engine)
+
+    def stop(self) -> None:
+        """End the thread; safe to call more than once."""
+        self._stopped = True
+        self._event.set()
+        self._thread.join()
+
+
+class Runtime:
+    """
+    One process's wasmtime: makes templates from stored native code, and fibers from templates.
+
+    Lives as long as its process serves; ``close`` after the last fiber is closed.
+    """
+
+    def __init__(self, config: HostConfig, imports: Mapping[str, Mapping[str, HostFunction]] | None = None) -> None:
+        """Args: *imports* maps import modules to their functions; by default everything this host offers."""
+        self._profile = EngineProfile.from_config(config)
+        self._engine_owner: Any = new_engine(self._profile, pooling=True)
+        self.engine = engine_pointer(self._engine_owner)
+        self._keep: list[Any] = []
+        self._linker: int = capi.linker_new(self.engine)
+        self._table_limit = config.pool.max_table_elements
+        self.alive = 0
+        self._slices = ThreadPoolExecutor(config.guest_threads or os.cpu_count() or 1, thread_name_prefix="faas-guest")
+        self._ticker = Ticker(self.engine, config.tick_ms / 1000)
+        for module, functions in (imports if imports is not None else HOST_IMPORTS).items():
+            for name, function in functions.items():
+                self._define(module.encode(), name.encode(), function)
+
+    def _define(self, module: bytes, name: bytes, function: HostFunction) -> None:
+        type_ = capi.functype(function.params, function.results)
+        define: Any
+        callback: Any
+        if function.may_suspend:
+            callback, resume = async_trampoline(function.call, function.params)
+            self._keep.append(resume)
+            define = capi.linker_define_async_func
+        else:
+            callback = sync_trampoline(function.call, function.params, function.results)
+            define = capi.linker_define_func_unchecked
+        self._keep.append(callback)
+        error = define(self._linker, module, len(module), name, len(name), type_, callback, None, None)
+        capi.functype_delete(type_)
+        if error:
+            raise AssertionError(capi.take_error(error))  # two host functions of one name: a bug of ours
+
+    def load(self, path: Path) -> Template:
+        """
+        Load and link native code whose integrity the caller has checked (``ArtifactStore.open_native``).
+
+        Thread: any; takes tens of microseconds.
+        Raises: ArtifactTamperedError if the engine refuses the code, UnknownImportsError.
+        """
+        module = ctypes.c_void_p()
+        error = capi.module_deserialize_file(self.engine, str(path).encode(), module)
+        if error:
+            raise ArtifactTamperedError(
+                f"the engine refused the stored artifact {path.name}: {first_line(capi.take_error(error))}; "
+                "it will be compiled again"
+            )
+        pre = ctypes.c_void_p()
+        error = capi.linker_instantiate_pre(self._linker, module.value, pre)
+        if error:
+            capi.module_delete(module.value)
+            raise UnknownImportsError(f"the module can't be linked: {first_line(capi.take_error(error))}")
+        return Template(pre.value or 0, module.value or 0)
+
+    def fiber(
+        self,
+        wasi_context: WasiContext,
+        *,
+        memory_limit_bytes: int,
+        cpu_limit_s: float,
+        on_pause: Any = None,
+    ) -> Fiber:
+        """Return a new fiber with an empty store; the caller closes it."""
+        self.alive += 1
+        return Fiber(
+            self.engine,
+            self._slices,
+            self._ticker.wake,
+            wasi_context,
+            memory_limit_bytes=memory_limit_bytes,
+            table_limit_elements=self._table_limit,
+            cpu_limit_s=cpu_limit_s,
+            on_pause=on_pause,
+            on_closed=self._fiber_closed,
+        )
+
+    def _fiber_closed(self) -> None:
+        self.alive -= 1
+
+    def close(self) -> None:
+        """Stop the ticker and the guest threads; templates must be closed before."""
+        self._slices.shutdown(wait=True, cancel_futures=True)
+        self._ticker.stop()
+        capi.linker_delete(self._linker)
+        self._engine_owner.close()
+
+
+HOST_IMPORTS: dict[str, Mapping[str, HostFunction]] = {"wasi_snapshot_preview1": wasi.FUNCTIONS}
+"""Everything a guest can import, by module; what each function may use of it is the manifest's to say."""
+

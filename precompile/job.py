@@ -1,0 +1,203 @@
+"""One precompile job, inside its own limited process: validate, preinit, compile; the parent stores what comes out."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+from wasmtime import Module, WasmtimeError
+
+from faas.artifacts.store import native_key
+from faas.errors import CompileFailedError, FaasError, InternalError, InvalidModuleError
+from faas.manifest import Manifest
+from faas.problems import to_problem
+from faas.wasm.engine import EngineProfile, fingerprint, new_engine
+from precompile.limits import limit_process, memory_limit_error
+from precompile.preinit import preinit
+from precompile.validate import ModuleFacts, validate
+
+
+class Job(msgspec.Struct, frozen=True):
+    """
+    What the parent asks for; all paths are absolute.
+
+    ``known_keys`` are keys of native code that is already stored and proved: a module that would get one of them is
+    validated and not compiled.
+    """
+
+    wasm_path: str
+    wasm_digest: str
+    output_path: str
+    scratch: str
+    manifest: Manifest
+    profile: EngineProfile
+    cpu_s: int
+    memory_bytes: int
+    timeout_s: float
+    known_keys: tuple[str, ...] = ()
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What the job found and made; ``reused``: the key was known and nothing was written."""
+
+    facts: ModuleFacts
+    artifact_key: str
+    reused: bool
+    native_bytes: int
+    stage_ms: dict[str, float]
+
+
+class Stage(msgspec.Struct, frozen=True, tag_field="type", tag="stage"):
+    """A line of the job's output: this stage begins."""
+
+    name: str
+
+
+class Done(msgspec.Struct, frozen=True, tag_field="type", tag="done"):
+    """The last line of a job that succeeded."""
+
+    report: Report
+
+
+class Failed(msgspec.Struct, frozen=True, tag_field="type", tag="failed"):
+    """The last line of a job that refused its module: a problem document."""
+
+    problem: dict[str, object]
+
+
+Line = Stage | Done | Failed
+
+
+def main() -> int:
+    """Read a job from stdin, do it, and write its lines to stdout; returns the exit status (0 also for a refusal)."""
+    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
+    limit_process(cpu_s=job.cpu_s, memory_bytes=job.memory_bytes)
+    try:
+        line: Line = Done(run_job(job, lambda stage: _write(Stage(stage))))
+    except FaasError as exc:
+        line = Failed(to_problem(exc))
+    except MemoryError:
+        line = Failed(to_problem(memory_limit_error(job.memory_bytes)))
+    _write(line)
+    return 0
+
+
+def run_job(job: Job, on_stage: Callable[[str], None]) -> Report:
+    """
+    Return what became of the module; native code is at ``job.output_path`` unless it was reused.
+
+    Raises: DeployError of the fitting kind; what it wrote to ``job.scratch`` is for the caller to remove.
+    """
+    clock = _StageClock(on_stage)
+    clock.begin("validate")
+    wasm = Path(job.wasm_path).read_bytes()
+    facts = validate(wasm, job.manifest, job.profile)
+    key = native_key(job.wasm_digest, facts.preinit, fingerprint(job.profile))
+    if key in job.known_keys:
+        return Report(facts, key, reused=True, native_bytes=0, stage_ms=clock.end())
+    if facts.preinit:
+        # Validated first, so that a broken module is reported as such and not as a failed snapshot.
+        _validate_bodies(wasm, job.profile)
+        clock.begin("preinit")
+        wasm = preinit(
+            Path(job.wasm_path),
+            facts.preinit,
+            Path(job.scratch),
+            memory_bytes=min(job.manifest.limits.memory_bytes, job.profile.max_memory_bytes),
+            timeout_s=job.timeout_s,
+            cpu_s=job.cpu_s,
+            process_memory_bytes=job.memory_bytes,
+        )
+        # The snapshot's memory is as large as the initialisation left it.
+        snapshot = msgspec.structs.replace(job.manifest, preinit="", kind=facts.kind.value)
+        after = validate(wasm, snapshot, job.profile)
+        facts = msgspec.structs.replace(
+            facts,
+            memory_min_bytes=after.memory_min_bytes,
+            has_initialize=after.has_initialize,
+            has_start=after.has_start,
+        )
+    clock.begin("compile")
+    native = _compile(wasm, job.profile)
+    output = Path(job.output_path)
+    output.write_bytes(native)
+    _try_load(output, job.profile)
+    return Report(facts, key, reused=False, native_bytes=len(native), stage_ms=clock.end())
+
+
+def _compile(wasm: bytes, profile: EngineProfile) -> bytes:
+    """Return the native code of *wasm*, for a pooling engine of the same profile."""
+    engine = new_engine(profile, pooling=False)
+    try:
+        return bytes(Module(engine, wasm).serialize())
+    except WasmtimeError as compile_error:
+        try:
+            Module.validate(engine, wasm)
+        except WasmtimeError as exc:
+            raise _invalid(exc) from compile_error
+        raise CompileFailedError(
+            f"the compiler refused the module: {_one_line(compile_error)}; build it with an optimising release profile"
+            " or split its largest function"
+        ) from compile_error
+
+
+def _validate_bodies(wasm: bytes, profile: EngineProfile) -> None:
+    try:
+        Module.validate(new_engine(profile, pooling=False), wasm)
+    except WasmtimeError as exc:
+        raise _invalid(exc) from exc
+
+
+def _try_load(native: Path, profile: EngineProfile) -> None:
+    """Load the code once as a worker will, in a pool of one slot: what does not fit a slot must fail here."""
+    engine = new_engine(msgspec.structs.replace(profile, slots=1), pooling=True)
+    try:
+        Module.deserialize_file(engine, str(native))
+    except WasmtimeError as exc:
+        raise CompileFailedError(
+            f"the compiled module does not fit this host's pool: {_one_line(exc)}; build it with fewer globals, tables"
+            " or functions, or ask the operator to raise the pool settings"
+        ) from exc
+
+
+def _invalid(exc: WasmtimeError) -> InvalidModuleError:
+    return InvalidModuleError(
+        f"the module is not valid: {_one_line(exc)}; rebuild it without proposals that are off on this host"
+    )
+
+
+def _one_line(exc: WasmtimeError) -> str:
+    """Return wasmtime's message without its outline form."""
+    lines = [line.strip() for line in str(exc).splitlines()]
+    return ": ".join(line.rstrip(":") for line in lines if line and line != "Caused by:")[:500]
+
+
+class _StageClock:
+    """Announces stages and remembers how long each took, in ms."""
+
+    def __init__(self, on_stage: Callable[[str], None]) -> None:
+        self._on_stage = on_stage
+        self._stage = ""
+        self._since = 0.0
+        self._ms: dict[str, float] = {}
+
+    def begin(self, stage: str) -> None:
+        self.end()
+        self._on_stage(stage)
+        self._stage, self._since = stage, time.perf_counter()
+
+    def end(self) -> dict[str, float]:
+        if self._stage:
+            self._ms[self._stage] = round((time.perf_counter() - self._since) * 1000, 3)
+        return self._ms
+
+
+def _write(line: Line) -> None:
+    try:
+        sys.stdout.buffer.write(msgspec.json.encode(line) + b"\n")
+        sys.stdout.buffer.flush()
+    except BrokenPipeError as exc:
+        raise InternalError("the parent of this job went away") from exc
