@@ -79,9 +79,7 @@ def default_home(environ: Mapping[str, str]) -> Path:
     return Path(base) / "faas"
 
 
-def load_config(
-    flags: Mapping[str, Any], environ: Mapping[str, str], *, file: Path | None = None
-) -> HostConfig:
+def load_config(flags: Mapping[str, Any], environ: Mapping[str, str], *, file: Path | None = None) -> HostConfig:
     """
     Return the host's settings.
 

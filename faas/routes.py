@@ -58,7 +58,9 @@ def parse_route(text: str) -> Route:
     if not path.startswith("/"):
         raise ManifestError(f"route {text!r} must begin with '/'; write e.g. '/{path}'")
     if path in RESERVED_PREFIXES or path.startswith(tuple(prefix + "/" for prefix in RESERVED_PREFIXES)):
-        raise ManifestError(f"route {text!r} is under a path the host keeps for itself ({', '.join(RESERVED_PREFIXES)})")
+        raise ManifestError(
+            f"route {text!r} is under a path the host keeps for itself ({', '.join(RESERVED_PREFIXES)})"
+        )
     segments = path[1:].split("/")
     trailing = segments[-1] == "*"
     if trailing:
@@ -107,7 +109,7 @@ def refuse_conflicts(name: str, wanted: Iterable[str], taken: Mapping[str, Itera
 class _Node(Generic[T]):
     """One level of the tree: literal children before the parameter before the rest."""
 
-    __slots__ = ("literals", "param", "here", "rest")
+    __slots__ = ("here", "literals", "param", "rest")
 
     def __init__(self) -> None:
         self.literals: dict[str, _Node[T]] = {}
@@ -121,7 +123,7 @@ class RouteTable(Generic[T]):
     A frozen set of routes; ``match`` finds the most specific one.
 
     Literal segments win over parameters, parameters over a trailing ``*``, from left to right; of two routes of one
-    shape the one that lists the method wins over the one that takes all.
+    shape the one that lists the method wins over the one that takes all. Who answers GET answers HEAD.
     """
 
     def __init__(self, entries: Iterable[tuple[str, T]]) -> None:
@@ -146,6 +148,8 @@ class RouteTable(Generic[T]):
             # The plain case is one dict look-up: an exact path is always the most specific match there is.
             for method in route.methods:
                 self._exact[method, route.path] = (target, {}, route)
+            if "GET" in route.methods:
+                self._exact.setdefault(("HEAD", route.path), (target, {}, route))
             if not route.methods:
                 for method in METHODS:
                     self._exact.setdefault((method, route.path), (target, {}, route))
@@ -164,9 +168,7 @@ class RouteTable(Generic[T]):
         if found is not None:
             route, target = found
             segments = path[1:].split("/")
-            params = {
-                segment[1:-1]: segments[i] for i, segment in enumerate(route.segments) if segment.startswith("{")
-            }
+            params = {segment[1:-1]: segments[i] for i, segment in enumerate(route.segments) if segment.startswith("{")}
             return target, params, route
         if allowed:
             raise MethodNotAllowedError(
@@ -194,7 +196,7 @@ class RouteTable(Generic[T]):
     @staticmethod
     def _pick(bucket: list[tuple[Route, T]], method: str, allowed: set[str]) -> tuple[Route, T] | None:
         for route, target in bucket:
-            if not route.methods or method in route.methods:
+            if not route.methods or method in route.methods or (method == "HEAD" and "GET" in route.methods):
                 return route, target
             allowed |= route.methods
         return None

@@ -123,6 +123,12 @@ def read_layout(wasm: bytes) -> Layout:
     return _ModuleReader(wasm).read()
 
 
+def shown(text: str, *, limit: int = 200) -> str:
+    """Return foreign *text* fit for one line of a terminal or a log: cut to *limit*, nothing unprintable."""
+    cut = text if len(text) <= limit else text[: limit - 1] + "…"
+    return cut if cut.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
+
+
 def _check_header(wasm: bytes) -> None:
     if not wasm:
         raise NotWasmError("the file is empty; give a compiled .wasm file")

@@ -15,6 +15,7 @@ from faas.errors import CompileFailedError, FaasError, InternalError, InvalidMod
 from faas.manifest import Manifest
 from faas.problems import to_problem
 from faas.wasm.engine import EngineProfile, fingerprint, new_engine
+from precompile.binary import shown
 from precompile.limits import limit_process, memory_limit_error
 from precompile.preinit import preinit
 from precompile.validate import ModuleFacts, validate
@@ -41,12 +42,11 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What the job found and made; ``reused``: the key was known and nothing was written."""
+    """What the job found and made; ``reused``: the key was known and no code was written."""
 
     facts: ModuleFacts
     artifact_key: str
     reused: bool
-    native_bytes: int
     stage_ms: dict[str, float]
 
 
@@ -97,7 +97,7 @@ def run_job(job: Job, on_stage: Callable[[str], None]) -> Report:
     facts = validate(wasm, job.manifest, job.profile)
     key = native_key(job.wasm_digest, facts.preinit, fingerprint(job.profile))
     if key in job.known_keys:
-        return Report(facts, key, reused=True, native_bytes=0, stage_ms=clock.end())
+        return Report(facts, key, reused=True, stage_ms=clock.end())
     if facts.preinit:
         # Validated first, so that a broken module is reported as such and not as a failed snapshot.
         _validate_bodies(wasm, job.profile)
@@ -125,7 +125,7 @@ def run_job(job: Job, on_stage: Callable[[str], None]) -> Report:
     output = Path(job.output_path)
     output.write_bytes(native)
     _try_load(output, job.profile)
-    return Report(facts, key, reused=False, native_bytes=len(native), stage_ms=clock.end())
+    return Report(facts, key, reused=False, stage_ms=clock.end())
 
 
 def _compile(wasm: bytes, profile: EngineProfile) -> bytes:
@@ -172,7 +172,7 @@ def _invalid(exc: WasmtimeError) -> InvalidModuleError:
 def _one_line(exc: WasmtimeError) -> str:
     """Return wasmtime's message without its outline form."""
     lines = [line.strip() for line in str(exc).splitlines()]
-    return ": ".join(line.rstrip(":") for line in lines if line and line != "Caused by:")[:500]
+    return shown(": ".join(line.rstrip(":") for line in lines if line and line != "Caused by:"), limit=500)
 
 
 class _StageClock:

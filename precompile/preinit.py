@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 from faas.errors import PreinitError
+from precompile.binary import shown
 from precompile.limits import cpu_limit_error, died_of_cpu, died_of_memory, memory_limit_error, wall_limit_error
 
 _INSTALL = "pip install 'faas[preinit]'"
@@ -114,4 +115,5 @@ def _reason(stderr: str) -> str:
             causes.append(cause)
         elif line.startswith("Error: "):
             causes.append(line.removeprefix("Error: "))
-    return (causes[-1] if causes else stderr.strip().splitlines()[-1] if stderr.strip() else "")[:300]
+    lines = causes or stderr.strip().splitlines()
+    return shown(lines[-1], limit=300) if lines else ""

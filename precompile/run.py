@@ -22,6 +22,7 @@ from faas.errors import CompileFailedError, FaasError, InternalError
 from faas.manifest import Manifest
 from faas.problems import from_problem
 from faas.wasm.engine import EngineProfile, fingerprint
+from precompile.binary import shown
 from precompile.job import Done, Failed, Job, Line, Report, Stage
 from precompile.limits import cpu_limit_error, died_of_cpu, died_of_memory, memory_limit_error, wall_limit_error
 from precompile.validate import WIZER_EXPORT, ModuleFacts
@@ -54,7 +55,7 @@ async def precompile(
     on_progress: Callable[[str], None] | None = None,
 ) -> Precompiled:
     """
-    Return *wasm* validated, compiled and stored; on any failure or cancellation nothing of it stays behind.
+    Return *wasm* validated, compiled and stored; failure and cancellation leave nothing half-done behind.
 
     The bytes are never looked into by this process: all of that happens in a subprocess under the limits of
     ``config.precompile``. A module whose native code is already stored is validated only.
@@ -82,7 +83,7 @@ async def precompile(
         )
         report = await _run(job, config.precompile, progress)
         progress("store")
-        await _store(store, report, wasm, native_path)
+        native_bytes = await _store(store, report, wasm, native_path)
     finally:
         # Not awaited: a second cancellation must not leave it behind. A handful of files, so it is short.
         shutil.rmtree(scratch, ignore_errors=True)
@@ -91,7 +92,7 @@ async def precompile(
         wasm_digest=digest,
         artifact_key=report.artifact_key,
         wasm_bytes=len(wasm),
-        native_bytes=report.native_bytes,
+        native_bytes=native_bytes,
         reused=report.reused,
         stage_ms=report.stage_ms,
     )
@@ -122,17 +123,19 @@ def _known_keys(store: ArtifactStore, digest: str, manifest: Manifest, profile: 
     return tuple(key for key in keys if store.has_native(key))
 
 
-async def _store(store: ArtifactStore, report: Report, wasm: bytes, native_path: Path) -> None:
-    """Store both in one step that a cancellation waits for: never the one without the other."""
+async def _store(store: ArtifactStore, report: Report, wasm: bytes, native_path: Path) -> int:
+    """Store both in one step that a cancellation waits for, and return the size of the native code."""
 
-    def put() -> None:
+    def put() -> int:
+        # The module first: native code without it could not be made again.
+        store.put_wasm(wasm)
         if not report.reused:
             store.put_native(report.artifact_key, native_path)
-        store.put_wasm(wasm)
+        return store.open_native(report.artifact_key).stat().st_size
 
     putting = asyncio.ensure_future(asyncio.to_thread(put))
     try:
-        await asyncio.shield(putting)
+        return await asyncio.shield(putting)
     except asyncio.CancelledError:
         await asyncio.wait([putting])
         raise
@@ -149,7 +152,7 @@ async def _run(job: Job, limits: PrecompileConfig, progress: Callable[[str], Non
         start_new_session=True,
         cwd=job.scratch,
         # Nothing of this process's environment: it may hold secrets, and the job reads foreign bytes.
-        env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "LANG": "C.UTF-8", "TMPDIR": job.scratch},
+        env={"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)), "LANG": "C.UTF-8", "TMPDIR": job.scratch},
     )
     stderr = asyncio.create_task(_read_stderr(process))
     stage = STAGES[0]
@@ -225,4 +228,4 @@ def _death(returncode: int, stderr: bytes, job: Job, doing: str) -> FaasError:
 
 def _last_line(stderr: bytes) -> str:
     lines = stderr.decode(errors="replace").strip().splitlines()
-    return lines[-1][:300] if lines else ""
+    return shown(lines[-1], limit=300) if lines else ""

@@ -17,12 +17,14 @@ from faas.invocation import Kind
 from faas.manifest import Manifest
 from faas.wasi import signatures
 from faas.wasm.engine import EngineProfile
-from precompile.binary import PAGE_BYTES, FuncType, Import, ItemKind, Layout, read_layout
+from precompile.binary import PAGE_BYTES, FuncType, Import, ItemKind, Layout, read_layout, shown
 
 WIZER_EXPORT = "wizer-initialize"
 
 _MIB = 1024 * 1024
 _MAX_TABLES = 2
+# Of a hostile module's million names, a person and a line of JSON get this many.
+_MAX_SHOWN = 1000
 _START = FuncType("", "")
 _ALLOC = FuncType("i", "i")
 _HANDLE = FuncType("ii", "I")
@@ -55,8 +57,9 @@ class ModuleFacts(msgspec.Struct, frozen=True):
     """
     What is known about a module that this host can run.
 
-    ``imports`` are ``module.name`` texts and ``exports`` plain names; ``preinit`` names the export that makes the
-    snapshot ('' for none); ``has_initialize``: a reactor's ``_initialize`` is to be called once before anything else.
+    ``imports`` are ``module.name`` texts and ``exports`` plain names, at most a thousand each; ``preinit`` names the
+    export that makes the snapshot ('' for none); ``has_initialize``: a reactor's ``_initialize`` is to be called once
+    before anything else.
     """
 
     kind: Kind
@@ -83,8 +86,8 @@ def validate(wasm: bytes, manifest: Manifest, profile: EngineProfile) -> ModuleF
     table_min_elements = _check_tables(layout, profile)
     return ModuleFacts(
         kind=kind,
-        imports=tuple(f"{item.module}.{item.name}" for item in layout.imports),
-        exports=tuple(export.name for export in layout.exports),
+        imports=tuple(_import_name(item) for item in layout.imports[:_MAX_SHOWN]),
+        exports=tuple(shown(export.name) for export in layout.exports[:_MAX_SHOWN]),
         memory_min_bytes=memory_min_bytes,
         table_min_elements=table_min_elements,
         preinit=_preinit_of(layout, manifest),
@@ -97,11 +100,16 @@ def _check_imports(imports: Iterable[Import]) -> None:
     """Refuse what this host does not offer, all of it in one message, each with what would help."""
     unknown: dict[str, list[str]] = {}
     names: list[str] = []
+    n_unknown = 0
     for item in imports:
         offered = _OFFERED.get(item.module, {}).get(item.name)
         if item.kind is ItemKind.FUNC and item.type == offered:
             continue
-        name = f"{item.module}.{item.name}"
+        n_unknown += 1
+        if n_unknown > _MAX_SHOWN:
+            continue
+        name = _import_name(item)
+        names.append(name)
         hint = _hint(item.module)
         if item.kind is not ItemKind.FUNC:
             name += f" ({item.kind.value})"
@@ -109,13 +117,18 @@ def _check_imports(imports: Iterable[Import]) -> None:
             name += f" {item.type}"
             hint = f"the signature is wrong, WASI says {offered}; rebuild with a current toolchain"
         unknown.setdefault(hint, []).append(name)
-        names.append(f"{item.module}.{item.name}")
     if unknown:
         listed = "; ".join(f"{', '.join(dict.fromkeys(group))} ({hint})" for hint, group in unknown.items())
+        if n_unknown > _MAX_SHOWN:
+            listed += f"; and {n_unknown - _MAX_SHOWN} more"
         raise UnknownImportsError(
             f"the module imports what this host does not offer: {listed}",
             imports=list(dict.fromkeys(names)),
         )
+
+
+def _import_name(item: Import) -> str:
+    return shown(f"{item.module}.{item.name}")
 
 
 def _hint(module: str) -> str:

@@ -93,30 +93,13 @@ def read_bundle(path: Path) -> Bundle:
     """
     try:
         with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
+            if os.fstat(file.fileno()).st_size == 0:  # can't be mapped
                 raise ArtifactTamperedError(f"the bundle {path.name} is empty; deploy the function again")
             contents = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             members = _members(path, contents)
     except FileNotFoundError as exc:
         raise ArtifactMissingError(f"the bundle {path.name} is gone; deploy the function again") from exc
-    view = memoryview(contents)
-    files: dict[str, memoryview] = {}
-    folders: set[str] = set()
-    for member in members:
-        name = _safe_name(path, member)
-        folders.update(parent.as_posix() for parent in PurePosixPath(name).parents if parent.name)
-        if member.isdir():
-            folders.add(name)
-        elif member.type == tarfile.REGTYPE and not member.issparse():
-            end = member.offset_data + member.size
-            if end > len(view) or name in files:
-                raise ArtifactTamperedError(f"the bundle {path.name} is damaged at {name!r}; deploy the function again")
-            files[name] = view[member.offset_data : end]
-        else:
-            raise ArtifactTamperedError(
-                f"the bundle {path.name} holds {name!r}, which is no regular file; deploy again"
-            )
-    return Bundle(files, frozenset(folders))
+    return _index(path, members, memoryview(contents))
 
 
 def check_bundle(archive: bytes) -> None:
@@ -127,12 +110,30 @@ def check_bundle(archive: bytes) -> None:
     """
     place = Path("upload")
     try:
-        for member in _members(place, archive):
-            name = _safe_name(place, member)
-            if not (member.isdir() or (member.type == tarfile.REGTYPE and not member.issparse())):
-                raise ArtifactTamperedError(f"{name!r} is no regular file")
+        _index(place, _members(place, archive), memoryview(archive))
     except ArtifactTamperedError as exc:
-        raise ManifestError(f"the uploaded files are refused: {exc.message}; deploy with `faas deploy FOLDER`") from exc
+        raise ManifestError(f"the uploaded files are refused: {exc.message}") from exc
+
+
+def _index(path: Path, members: list[tarfile.TarInfo], view: memoryview) -> Bundle:
+    """Return where each file's contents lie in *view*."""
+    files: dict[str, memoryview] = {}
+    folders: set[str] = set()
+    for member in members:
+        name = _safe_name(path, member)
+        folders.update(parent.as_posix() for parent in PurePosixPath(name).parents if parent.name)
+        if member.isdir():
+            folders.add(name)
+        elif member.type == tarfile.REGTYPE and not member.issparse():
+            end = member.offset_data + member.size
+            if member.size < 0 or end > len(view) or name in files:
+                raise ArtifactTamperedError(f"the bundle {path.name} is damaged at {name!r}; deploy the function again")
+            files[name] = view[member.offset_data : end]
+        else:
+            raise ArtifactTamperedError(
+                f"the bundle {path.name} holds {name!r}, which is no regular file; deploy again"
+            )
+    return Bundle(files, frozenset(folders))
 
 
 def _members(path: Path, contents: mmap.mmap | bytes) -> list[tarfile.TarInfo]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
 
 from faas.errors import OverloadedError
 
@@ -33,7 +32,7 @@ class Admission:
         self._max_queue = max_queue
         self._timeout_s = queue_timeout_s
         self._waiting: deque[tuple[Permits, asyncio.Future[None]]] = deque()
-        self._idle: list[Callable[[], None]] = []
+        self._idle: list[asyncio.Future[None]] = []
 
     @property
     def queued(self) -> int:
@@ -86,14 +85,15 @@ class Admission:
             self._hand_out()
         if self.active == 0 and self._idle:
             idle, self._idle = self._idle, []
-            for call in idle:
-                call()
+            for done in idle:
+                if not done.done():
+                    done.set_result(None)
 
     async def wait_idle(self) -> None:
         """Return when no invocation runs."""
         if self.active:
-            done = asyncio.get_running_loop().create_future()
-            self._idle.append(lambda: done.done() or done.set_result(None))
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._idle.append(done)
             await done
 
     def _hand_out(self) -> None:

@@ -28,9 +28,25 @@ class Call:
     """
 
     __slots__ = (
-        "request", "served", "method", "raw_path", "query", "params", "route", "script_name",
-        "request_id", "traceparent", "clock", "journal", "received", "admitted", "started", "answered",
-        "with_body", "cpu_ns", "out_of_memory",
+        "admitted",
+        "answered",
+        "clock",
+        "cpu_ns",
+        "journal",
+        "method",
+        "out_of_memory",
+        "params",
+        "query",
+        "raw_path",
+        "received",
+        "request",
+        "request_id",
+        "route",
+        "script_name",
+        "served",
+        "started",
+        "traceparent",
+        "with_body",
     )  # fmt: skip
 
     def __init__(
@@ -131,11 +147,7 @@ class RequestBody:
         """
         if self._chunk or self._ended:
             return
-        if not self._asked:
-            self._asked = True
-            transport = self._request.transport
-            if transport is not None:
-                transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self.invite()
         chunk = await self._content.readany()
         if not chunk:
             self._ended = True
@@ -144,6 +156,14 @@ class RequestBody:
         if self._received_bytes > self._max_bytes:
             raise _too_large(self._max_bytes)
         self._chunk = chunk
+
+    def invite(self) -> None:
+        """Ask a client that waits for it (``Expect: 100-continue``) to send its body; must precede the response."""
+        if not self._asked:
+            self._asked = True
+            transport = self._request.transport
+            if transport is not None:
+                transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     async def read_all(self) -> bytes:
         """
@@ -166,7 +186,7 @@ class Output:
     Thread: ``write`` from any, ``take`` on the loop, between two slices.
     """
 
-    __slots__ = ("_parts", "_pending_bytes", "_left_bytes", "_max_bytes")
+    __slots__ = ("_left_bytes", "_max_bytes", "_parts", "_pending_bytes")
 
     def __init__(self, max_bytes: int) -> None:
         self._parts: deque[bytes] = deque()

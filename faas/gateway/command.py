@@ -7,7 +7,14 @@ import time
 from aiohttp import web
 
 from faas import __version__
-from faas.errors import ClientGoneError, FaasError, GuestExitError, GuestTrapError, InvocationError, MalformedResponseError
+from faas.errors import (
+    ClientGoneError,
+    FaasError,
+    GuestExitError,
+    GuestTrapError,
+    InvocationError,
+    MalformedResponseError,
+)
 from faas.gateway import cgi
 from faas.gateway.call import MAX_LOG_LINE_BYTES, Call, Output, RequestBody
 from faas.wasi.context import GuestExit, WasiContext
@@ -28,9 +35,10 @@ class LocalRedirect(Exception):
 class _Reply:
     """Turns stdout into an HTTP response: buffered while the guest runs inline, streamed as soon as it yields."""
 
-    def __init__(self, call: Call, output: Output) -> None:
+    def __init__(self, call: Call, output: Output, body: RequestBody | None) -> None:
         self._call = call
         self._output = output
+        self._body = body
         self._written = b""
         self.head: cgi.ResponseHead | None = None
         self.stream: web.StreamResponse | None = None
@@ -64,8 +72,11 @@ class _Reply:
 
     async def _begin(self, head: cgi.ResponseHead) -> web.StreamResponse:
         call = self._call
+        if self._body is not None:
+            self._body.invite()  # a guest may answer before it reads; after the head it would be too late to ask
         stream = web.StreamResponse(status=head.status, reason=head.reason, headers=call.response_headers())
         _add_headers(stream, head)
+        stream.headers["Server"] = SOFTWARE
         if head.content_length is not None:
             stream.content_length = head.content_length
         elif call.request.version >= (1, 1):
@@ -127,10 +138,11 @@ async def serve_command(call: Call, runtime: Runtime, template: Template, server
     manifest = served.deployment.manifest
     limits = manifest.limits
     output = Output(limits.max_output_bytes)
-    reply = _Reply(call, output)
-    stderr = LineOutput(call.log_line, limits.max_log_bytes, MAX_LOG_LINE_BYTES)
     has_body = call.with_body and request.body_exists
-    stdin: InputStream = RequestBody(request, limits.max_body_bytes) if has_body else EmptyInput()
+    body = RequestBody(request, limits.max_body_bytes) if has_body else None
+    reply = _Reply(call, output, body)
+    stderr = LineOutput(call.log_line, limits.max_log_bytes, MAX_LOG_LINE_BYTES)
+    stdin: InputStream = body if body is not None else EmptyInput()
 
     def environment() -> list[bytes]:
         return cgi.meta_variables(
@@ -164,9 +176,7 @@ async def serve_command(call: Call, runtime: Runtime, template: Template, server
         tmp_bytes=limits.tmp_bytes,
         clock=call.clock,
     )
-    fiber = runtime.fiber(
-        wasi, memory_limit_bytes=limits.memory_bytes, cpu_limit_s=limits.cpu_s, on_pause=reply.pause
-    )
+    fiber = runtime.fiber(wasi, memory_limit_bytes=limits.memory_bytes, cpu_limit_s=limits.cpu_s, on_pause=reply.pause)
     try:
         await fiber.instantiate(template)
         call.started = time.perf_counter()
@@ -182,12 +192,14 @@ async def serve_command(call: Call, runtime: Runtime, template: Template, server
                 ) from exc
         return await reply.finish()
     except FaasError as failure:
-        exc = failure
+        error = failure
         if isinstance(failure, GuestTrapError) and call.out_of_memory:
-            exc = fiber.memory_limit_error(failure.message, trace=failure.facts.get("trace", ""))
+            error = fiber.memory_limit_error(failure.message, trace=failure.facts.get("trace", ""))
         if reply.stream is not None:
-            raise cut_off(call, exc) from failure
-        raise exc from failure.__cause__
+            raise cut_off(call, error) from failure
+        if error is failure:
+            raise
+        raise error from failure
     finally:
         call.cpu_ns += fiber.cpu_ns
         fiber.close()

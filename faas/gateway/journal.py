@@ -1,8 +1,9 @@
-"""What invocations leave behind: log lines and counters, gathered here and sent up to the control process in batches."""
+"""What invocations leave behind: log lines and counters, sent up to the control process in batches."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -32,7 +33,7 @@ class Journal:
         self._backlog_bytes = 0
         self._n_dropped = 0
         self._counters: dict[str, dict[str, float]] = {}
-        self._changed = False
+        self._lock = threading.Lock()
 
     def line(self, function: str, version: int, request_id: str, text: str, stream: str = "stderr") -> None:
         """Keep one line of a function's log."""
@@ -89,52 +90,47 @@ class Journal:
         counters["duration_ms"] += duration_ms
         counters["start_ms"] += start_ms
         counters["cpu_ms"] += cpu_ms
-        self._changed = True
 
     def _put(self, function: str, entry: dict[str, Any]) -> None:
         line = _encode(entry) + b"\n"
-        if self._backlog_bytes > MAX_BACKLOG_BYTES:
-            self._n_dropped += 1  # control is slow or gone: memory is worth more than log lines
-            return
-        self._backlog_bytes += len(line)
-        lines = self._lines.get(function)
-        if lines is None:
-            self._lines[function] = [line]
-        else:
-            lines.append(line)
+        with self._lock:
+            if self._backlog_bytes > MAX_BACKLOG_BYTES:
+                self._n_dropped += 1  # control is slow or gone: memory is worth more than log lines
+                return
+            self._backlog_bytes += len(line)
+            lines = self._lines.get(function)
+            if lines is None:
+                self._lines[function] = [line]
+            else:
+                lines.append(line)
 
     def take_lines(self) -> Lines | None:
         """Return what gathered since the last call, None if nothing did."""
         if not self._lines:
             return None
-        if self._n_dropped:
-            n, self._n_dropped = self._n_dropped, 0
-            for function in self._lines:
-                self.line(function, 0, "", f"{n} log lines of this worker were dropped: too many at once", "event")
-                break
-        lines, self._lines = self._lines, {}
-        self._backlog_bytes = 0
+        with self._lock:
+            lines, self._lines = self._lines, {}
+            n_dropped, self._n_dropped = self._n_dropped, 0
+            self._backlog_bytes = 0
+        if n_dropped:
+            for function in lines:  # the next batch of each begins with what this one lacks
+                self.line(function, 0, "", f"{n_dropped} log lines of this worker were dropped: too many at once")
         return Lines({function: b"".join(parts) for function, parts in lines.items()})
 
     def stats(self) -> Stats:
         """Return the counters as they are now."""
-        return Stats(
-            {function: dict(counters) for function, counters in self._counters.items()}, self._gauges()
-        )
+        return Stats({function: dict(counters) for function, counters in self._counters.items()}, self._gauges())
 
     async def run(self, send: Callable[[Any], Awaitable[None]]) -> None:
-        """Send lines every ``FLUSH_S`` and counters every ``STATS_S``, until cancelled; then once more."""
+        """Send lines every ``FLUSH_S`` and counters every ``STATS_S``, until cancelled."""
         loop = asyncio.get_running_loop()
         next_stats = loop.time()
-        try:
-            while True:
-                await asyncio.sleep(FLUSH_S)
-                await self.flush(send)
-                if loop.time() >= next_stats:
-                    next_stats = loop.time() + STATS_S
-                    await send(self.stats())
-        finally:
-            self._changed = False
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            await self.flush(send)
+            if loop.time() >= next_stats:
+                next_stats = loop.time() + STATS_S
+                await send(self.stats())
 
     async def flush(self, send: Callable[[Any], Awaitable[None]]) -> None:
         """Send the lines that have gathered."""

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from faas.artifacts.bundle import read_bundle
 from faas.artifacts.store import ArtifactStore
+from faas.clock import SystemClock
 from faas.errors import (
     ArtifactError,
     DeadlineExceededError,
@@ -15,13 +16,12 @@ from faas.errors import (
     InvocationError,
     StartFailedError,
 )
-from faas.invocation import Deployment
 from faas.gateway.admission import Permits
+from faas.invocation import Deployment
 from faas.routes import Route, RouteTable
 from faas.wasi.context import GuestExit, WasiContext
 from faas.wasi.files import BundleTree
 from faas.wasi.streams import CollectingOutput, EmptyInput
-from faas.clock import SystemClock
 from faas.wasm.runtime import Runtime, Template
 
 
@@ -32,7 +32,7 @@ class Served:
     Lives as long as the live table or a request in flight refers to it.
     """
 
-    __slots__ = ("deployment", "permits", "template", "bundle", "loading", "name", "version", "headers")
+    __slots__ = ("bundle", "deployment", "headers", "loading", "name", "permits", "template", "version")
 
     def __init__(self, deployment: Deployment) -> None:
         self.deployment = deployment
@@ -150,9 +150,7 @@ class LiveTable:
             tmp_bytes=limits.tmp_bytes,
             clock=SystemClock(),
         )
-        fiber = self._runtime.fiber(
-            wasi, memory_limit_bytes=limits.memory_bytes, cpu_limit_s=self._start_timeout_s
-        )
+        fiber = self._runtime.fiber(wasi, memory_limit_bytes=limits.memory_bytes, cpu_limit_s=self._start_timeout_s)
         try:
             async with asyncio.timeout(self._start_timeout_s):
                 await fiber.instantiate(template)

@@ -125,7 +125,9 @@ def decode_response(call: Call, answer: bytes) -> web.Response:
     try:
         raw = msgpack.unpackb(answer, strict_map_key=False)
     except (ValueError, msgpack.UnpackException, RecursionError) as exc:
-        raise MalformedResponseError(f"the guest's answer is not one msgpack value: {exc or type(exc).__name__}") from exc
+        raise MalformedResponseError(
+            f"the guest's answer is not one msgpack value: {exc or type(exc).__name__}"
+        ) from exc
     if not isinstance(raw, dict):
         raise MalformedResponseError(f"the guest's answer is a msgpack {type(raw).__name__}, not a map")
     status = raw.get("status", 200)

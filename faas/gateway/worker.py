@@ -172,7 +172,7 @@ class Worker:
             keepalive_timeout=config.keepalive_timeout_s,
             lingering_time=2.0,
         )
-        runner = web.ServerRunner(server, shutdown_timeout=0.5)
+        runner = web.ServerRunner(server, shutdown_timeout=config.drain_timeout_s)
         await runner.setup()
         site = web.SockSite(runner, _listen(settings.public_host, settings.public_port), backlog=BACKLOG)
         await site.start()

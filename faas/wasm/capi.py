@@ -262,5 +262,3 @@ def take_error(pointer: int) -> str:
     message = _take_message(_error_message, pointer)
     _error_delete(pointer)
     return message
-
-

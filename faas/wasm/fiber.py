@@ -51,7 +51,7 @@ class LinearMemory:
     safe lower bound and is read again only when an access would pass it.
     """
 
-    __slots__ = ("_context", "_handle", "_base", "_size", "_view")
+    __slots__ = ("_base", "_context", "_handle", "_size", "_view")
 
     def __init__(self, context: int, handle: int) -> None:
         """Args: *handle* is the address of a ``wasmtime_memory_t`` that stays in place as long as this object."""
@@ -128,30 +128,30 @@ class Fiber:
     """
 
     __slots__ = (
-        "wasi",
-        "memory",
-        "failure",
-        "cpu_ns",
-        "memory_limit_bytes",
-        "on_pause",
-        "_slices",
-        "_wake_ticker",
-        "_frame",
         "_at",
-        "_store",
-        "_context",
-        "_future",
         "_busy",
         "_closed",
-        "_offloaded",
+        "_context",
+        "_cpu_limit_ns",
+        "_frame",
+        "_future",
         "_must_yield",
+        "_offloaded",
+        "_on_closed",
+        "_slices",
+        "_store",
         "_wait",
         "_wait_done",
-        "_wait_value",
         "_wait_error",
         "_wait_result_at",
-        "_cpu_limit_ns",
-        "_on_closed",
+        "_wait_value",
+        "_wake_ticker",
+        "cpu_ns",
+        "failure",
+        "memory",
+        "memory_limit_bytes",
+        "on_pause",
+        "wasi",
     )
 
     def __init__(
@@ -265,8 +265,8 @@ class Fiber:
         )
         if not results:
             return 0
-        value = frame.results[0].i64
-        return value & (0xFFFFFFFF if frame.results[0].kind == capi.I32 else 0xFFFFFFFFFFFFFFFF)
+        result: int = frame.results[0].i64
+        return result & (0xFFFFFFFF if frame.results[0].kind == capi.I32 else 0xFFFFFFFFFFFFFFFF)
 
     def own_memory(self) -> LinearMemory:
         """
@@ -445,7 +445,7 @@ def reason_of(message: str) -> str:
 _TRAP_TEXT = b"host"
 
 
-def sync_trampoline(handler: Callable[..., int | None], params: str, results: str) -> Any:
+def sync_trampoline(handler: Callable[..., int | None], params: str) -> Any:
     """Return the C callback of a host function that never waits; keep it alive as long as the linker."""
     unpack = struct.Struct("<" + "".join("Q8x" if letter == "I" else "I12x" for letter in params)).unpack
     size = 16 * len(params)
@@ -460,7 +460,7 @@ def sync_trampoline(handler: Callable[..., int | None], params: str, results: st
             if guest.memory is None:
                 guest.bind_memory(caller)
             value = handler(guest, *unpack(string_at(args, size)))
-            if results:
+            if value is not None:
                 result_of(args).value = value
         except BaseException as exc:
             guest.failure = exc

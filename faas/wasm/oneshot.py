@@ -14,7 +14,14 @@ from pathlib import Path
 
 import wasmtime
 
-from faas.errors import ComponentError, GuestTrapError, InvalidModuleError, NotWasmError, UnknownImportsError, UnknownKindError
+from faas.errors import (
+    ComponentError,
+    GuestTrapError,
+    InvalidModuleError,
+    NotWasmError,
+    UnknownImportsError,
+    UnknownKindError,
+)
 
 TRAP_EXIT_CODE = 134
 """What a native program that aborts leaves in the shell: 128 + SIGABRT."""
@@ -28,9 +35,7 @@ class _Exit(Exception):
         self.code = code
 
 
-def run_once(
-    path: Path, args: Sequence[str], env: Mapping[str, str], dirs: Sequence[tuple[str, str]]
-) -> int:
+def run_once(path: Path, args: Sequence[str], env: Mapping[str, str], dirs: Sequence[tuple[str, str]]) -> int:
     """
     Run the command module at *path* to its end and return its exit code; 134 if it trapped.
 

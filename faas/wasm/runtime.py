@@ -23,7 +23,7 @@ from faas.wasm.host import HostFunction, wasi
 class Template:
     """A linked module, ready to be instantiated any number of times (``InstancePre``); lives until ``close``."""
 
-    __slots__ = ("pre", "_module", "has_initialize")
+    __slots__ = ("_module", "has_initialize", "pre")
 
     def __init__(self, pre: int, module: int) -> None:
         self.pre = pre
@@ -123,7 +123,7 @@ class Runtime:
             self._keep.append(resume)
             define = capi.linker_define_async_func
         else:
-            callback = sync_trampoline(function.call, function.params, function.results)
+            callback = sync_trampoline(function.call, function.params)
             define = capi.linker_define_func_unchecked
         self._keep.append(callback)
         error = define(self._linker, module, len(module), name, len(name), type_, callback, None, None)
@@ -187,4 +187,3 @@ class Runtime:
 
 HOST_IMPORTS: dict[str, Mapping[str, HostFunction]] = {"wasi_snapshot_preview1": wasi.FUNCTIONS}
 """Everything a guest can import, by module; what each function may use of it is the manifest's to say."""
-

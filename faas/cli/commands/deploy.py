@@ -1,0 +1,99 @@
+"""``faas deploy``."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+from faas.cli.client import Access, AdminClient, environ, find_host
+from faas.cli.options import AdminUrl, Home, Json, pairs
+from faas.cli.output import print_json
+from faas.cli.package import Package, example_path, load_package
+from faas.control.views import DeploymentView
+
+
+def deploy(
+    path: Annotated[Path, typer.Argument(help="A .wasm, or a folder with function.toml.", show_default=False)],
+    *,
+    name: Annotated[str | None, typer.Option(help="Name of the function.", show_default=False)] = None,
+    route: Annotated[
+        list[str] | None, typer.Option(metavar="'[METHOD ]/PATH'", help="Answer here instead; may be repeated.")
+    ] = None,
+    env: Annotated[list[str] | None, typer.Option(metavar="K=V", help="An environment variable.")] = None,
+    model: Annotated[list[str] | None, typer.Option(metavar="NAME", help="A model the function may use.")] = None,
+    home: Home = None,
+    admin_url: AdminUrl = None,
+    json: Json = False,
+) -> None:
+    """Deploy a function; when this returns, every worker serves it."""
+    package = load_package(path, name=name, routes=route or (), env=dict(pairs(env or [], "--env")), models=model or ())
+    deployment = asyncio.run(send(find_host(home, admin_url, environ()), package, quiet=json))
+    if json:
+        print_json(deployment)
+    else:
+        print_deployed(deployment)
+
+
+async def send(access: Access, package: Package, *, quiet: bool) -> DeploymentView:
+    """Deploy *package*, showing on stderr how far it is unless *quiet*."""
+    console = Console(stderr=True, quiet=quiet, highlight=False)
+    module_bytes = package.module.stat().st_size
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
+    steps = _Steps(console)
+    # Without a terminal there is no bar to move: each step is one line, and no more.
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(f"upload {package.manifest.name}", total=module_bytes)
+
+        def stage(entered: str) -> None:
+            if entered == "upload":
+                return
+            progress.update(task, visible=False)
+            steps.enter(entered)
+
+        async with AdminClient(access) as client:
+            done = await client.deploy(
+                package.manifest,
+                package.module,
+                package.bundle,
+                on_sent=lambda n_bytes: progress.update(task, advance=n_bytes),
+                on_stage=stage,
+            )
+        steps.enter("")
+    return done.deployment
+
+
+def print_deployed(deployment: DeploymentView) -> None:
+    """Say where the function answers, and how to try it."""
+    print(f"{deployment.function} version {deployment.version} ({deployment.kind.value}) serves:")
+    for url in deployment.urls:
+        print(f"  {url}")
+    print(f"try:  {curl_line(deployment)}")
+
+
+def curl_line(deployment: DeploymentView) -> str:
+    """Return a command that calls the function's first route."""
+    method, path = example_path(deployment.routes[0])
+    own = deployment.urls[0]
+    base = "/".join(own.split("/", 3)[:3])
+    return f"curl {base}{path}" if method == "GET" else f"curl -X {method} {base}{path}"
+
+
+class _Steps:
+    """Prints each stage with the time it took, once the next one begins."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._current = ""
+        self._began = 0.0
+
+    def enter(self, stage: str) -> None:
+        now = time.monotonic()
+        if self._current:
+            self._console.print(f"[green]✓[/green] {self._current} [dim]{(now - self._began) * 1000:.0f} ms[/dim]")
+        self._current, self._began = stage, now

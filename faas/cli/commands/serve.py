@@ -1,0 +1,75 @@
+"""``faas serve``."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from faas import log
+from faas.cli.client import Access, environ, find_host
+from faas.cli.commands.deploy import curl_line, send
+from faas.cli.options import Home
+from faas.cli.package import Package, load_package
+from faas.config import load_config
+from faas.control.main import RunningHost
+from faas.control.main import serve as serve_host
+from faas.control.views import DeploymentView
+from faas.errors import FaasError
+
+
+def serve(
+    *,
+    host: Annotated[str | None, typer.Option(help="Address for functions.  [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port for functions; 0: any.  [default: 8080]")] = None,
+    admin_port: Annotated[int | None, typer.Option(help="Port of the admin API.  [default: 8081]")] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes; 0: one per processor.  [default: 0]")] = None,
+    home: Home = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Settings; HOME/faas.toml if left out.", show_default=False)
+    ] = None,
+    deploy: Annotated[
+        list[Path] | None, typer.Option(metavar="PATH", help="Deploy this once the host is up; may be repeated.")
+    ] = None,
+) -> None:
+    """Run the host until Ctrl-C or SIGTERM, then finish what is in flight."""
+    flags = {
+        "home": None if home is None else str(home),
+        "host": host,
+        "port": port,
+        "admin_port": admin_port,
+        "workers": workers,
+    }
+    settings = load_config(flags, environ(), file=config)
+    packages = [load_package(path) for path in deploy or []]
+    log.configure(sys.stderr)
+
+    async def ready(running: RunningHost) -> None:
+        deployed = await _deploy_all(find_host(Path(running.home), running.admin_url, environ()), packages)
+        _print_banner(running, deployed)
+
+    asyncio.run(serve_host(settings, ready))
+
+
+async def _deploy_all(access: Access, packages: list[Package]) -> list[DeploymentView]:
+    """Deploy each of *packages*; one that is refused is named, and the host stays up for the others."""
+    deployed: list[DeploymentView] = []
+    for package in packages:
+        try:
+            deployed.append(await send(access, package, quiet=True))
+        except FaasError as exc:
+            print(f"error: {package.manifest.name} is not deployed: {exc.message}", file=sys.stderr, flush=True)
+    return deployed
+
+
+def _print_banner(running: RunningHost, deployed: list[DeploymentView]) -> None:
+    lines = [
+        f"functions   {running.public_url}   ({running.workers} workers)",
+        f"admin API   {running.admin_url}   token in {running.token_path}",
+    ]
+    lines += [f"deployed    {view.function} version {view.version}: {' '.join(view.urls)}" for view in deployed]
+    lines.append(f"try         {curl_line(deployed[0]) if deployed else f'curl {running.public_url}/_faas/health'}")
+    print("\n".join(lines), flush=True)
