@@ -16,6 +16,7 @@ from faas.manifest import Manifest
 from faas.problems import to_problem
 from faas.wasm.engine import EngineProfile, fingerprint, new_engine
 from precompile.binary import shown
+from precompile.growth import watch_growth
 from precompile.limits import limit_process, memory_limit_error
 from precompile.preinit import preinit
 from precompile.validate import ModuleFacts, validate
@@ -121,7 +122,7 @@ def run_job(job: Job, on_stage: Callable[[str], None]) -> Report:
             has_start=after.has_start,
         )
     clock.begin("compile")
-    native = _compile(wasm, job.profile)
+    native = _compile(watch_growth(wasm), job.profile)
     output = Path(job.output_path)
     output.write_bytes(native)
     _try_load(output, job.profile)

@@ -27,15 +27,20 @@ def print_json(document: Any) -> None:
 
 def print_table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     """Print a table on stdout; columns are as wide as the terminal allows, and whole when it is no terminal."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
+    titles = list(headings)
+    table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(titles))
+    for title in titles:
+        table.add_column(title, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=10_000)  # a pipe has no width to wrap at
-    console.print(table)
+    if console.is_terminal:
+        console.print(table)
+        return
+    console = Console(highlight=False, width=10_000)  # a pipe has no width to wrap at
+    with console.capture() as captured:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def ago(at: float, now: float | None = None) -> str:

@@ -6,6 +6,7 @@ The gateway's request funnel, one method per concern, each calling the next:
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import re
 import secrets
@@ -60,6 +61,9 @@ class Gateway:
         self._journal = journal
         self._clock = clock
         self._server_port = server_port
+        # Unique without asking the kernel for random bytes at each request.
+        self._id_prefix = secrets.token_hex(6)
+        self._ids = itertools.count(1)
         self.draining = False
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -67,7 +71,7 @@ class Gateway:
         received = time.perf_counter()
         request_id = request.headers.get("X-Request-Id", "")
         if not _REQUEST_ID.fullmatch(request_id):
-            request_id = secrets.token_hex(8)
+            request_id = f"{self._id_prefix}{next(self._ids):08x}"
         try:
             response = await self._serve(request, request_id, received)
         except FaasError as exc:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import deque
 
@@ -15,9 +14,6 @@ from faas.gateway.live import Served
 
 OUTPUT_HIGH_WATER = 256 * 1024
 MAX_LOG_LINE_BYTES = 16 * 1024
-
-# What Rust's standard library says before it aborts; other languages go by Fiber.ran_out_of_memory.
-_ALLOCATION_FAILED = re.compile(rb"memory allocation of \d+ bytes failed")
 
 
 class Call:
@@ -34,7 +30,6 @@ class Call:
         "cpu_ns",
         "journal",
         "method",
-        "out_of_memory",
         "params",
         "query",
         "raw_path",
@@ -85,8 +80,6 @@ class Call:
         self.answered = 0.0
         self.with_body = with_body
         self.cpu_ns = 0
-        self.out_of_memory = False
-        """Whether the guest's own allocator said on stderr that it found no memory."""
 
     @property
     def start_ms(self) -> float:
@@ -107,8 +100,6 @@ class Call:
 
     def log_line(self, line: bytes) -> None:
         """Keep one line that the guest wrote to stderr."""
-        if _ALLOCATION_FAILED.match(line):
-            self.out_of_memory = True
         self.journal.line(self.served.name, self.served.version, self.request_id, line.decode("utf-8", "replace"))
 
 

@@ -11,7 +11,6 @@ from faas.errors import (
     ClientGoneError,
     FaasError,
     GuestExitError,
-    GuestTrapError,
     InvocationError,
     MalformedResponseError,
 )
@@ -184,7 +183,7 @@ async def serve_command(call: Call, runtime: Runtime, template: Template, server
             await fiber.call(b"_start")
         except GuestExit as exc:
             if exc.code:
-                if call.out_of_memory or fiber.ran_out_of_memory(""):
+                if fiber.ran_out_of_memory():
                     raise fiber.memory_limit_error(f"exit code {exc.code}") from exc
                 raise GuestExitError(
                     f"the guest exited with code {exc.code}; 'faas logs {served.name}' has what it wrote to stderr",
@@ -192,14 +191,9 @@ async def serve_command(call: Call, runtime: Runtime, template: Template, server
                 ) from exc
         return await reply.finish()
     except FaasError as failure:
-        error = failure
-        if isinstance(failure, GuestTrapError) and call.out_of_memory:
-            error = fiber.memory_limit_error(failure.message, trace=failure.facts.get("trace", ""))
         if reply.stream is not None:
-            raise cut_off(call, error) from failure
-        if error is failure:
-            raise
-        raise error from failure
+            raise cut_off(call, failure) from failure
+        raise
     finally:
         call.cpu_ns += fiber.cpu_ns
         fiber.close()

@@ -10,7 +10,7 @@ from typing import Any
 import msgpack
 from aiohttp import web
 
-from faas.errors import GuestExitError, GuestTrapError, MalformedResponseError, OutputLimitError
+from faas.errors import GuestExitError, MalformedResponseError, OutputLimitError
 from faas.gateway.call import MAX_LOG_LINE_BYTES, Call, RequestBody
 from faas.wasi.context import GuestExit, WasiContext
 from faas.wasi.streams import EmptyInput, LineOutput
@@ -84,10 +84,6 @@ async def serve_reactor(call: Call, runtime: Runtime, template: Template, deadli
             f"the guest exited with code {exc.code} instead of answering; a reactor returns from faas_handle",
             exit_code=exc.code,
         ) from exc
-    except GuestTrapError as exc:
-        if call.out_of_memory:
-            raise fiber.memory_limit_error(exc.message) from exc
-        raise
     finally:
         call.cpu_ns += fiber.cpu_ns
         fiber.close()

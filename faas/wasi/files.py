@@ -433,7 +433,7 @@ class FileSystem:
         trailing_slash = len(stripped) != len(path)
         pending = stripped.split(b"/")
         pending.reverse()
-        n_followed = 0
+        n_followed = n_followed_bytes = 0
         while pending:
             name = pending.pop()
             if name in (b"", b"."):
@@ -451,6 +451,10 @@ class FileSystem:
                 n_followed += 1
                 if n_followed > MAX_LINKS_FOLLOWED:
                     raise ErrnoError(Errno.LOOP)
+                # Long targets in a row would keep the loop busy for tens of milliseconds.
+                n_followed_bytes += len(node.target)
+                if n_followed_bytes > MAX_PATH_BYTES:
+                    raise ErrnoError(Errno.NAMETOOLONG)
                 target = node.target.rstrip(b"/")
                 trailing_slash = trailing_slash or (not pending and len(target) != len(node.target))
                 pending.extend(reversed(target.split(b"/")))

@@ -9,7 +9,11 @@ LOG_LIMIT_LINE = b"log limit reached"
 
 
 class InputStream(Protocol):
-    """Where a guest's stdin comes from; lives as long as the invocation."""
+    """
+    Where a guest's stdin comes from; lives as long as the invocation.
+
+    Thread: ``read_nowait`` runs wherever the guest does, ``wait_readable`` on the loop.
+    """
 
     def read_nowait(self, n: int) -> bytes | None:
         """Return 1..*n* bytes, None when there is nothing yet, or ``b""`` at the end; *n* is at least 1."""
@@ -19,7 +23,11 @@ class InputStream(Protocol):
 
 
 class OutputStream(Protocol):
-    """Where a guest's stdout or stderr goes; lives as long as the invocation."""
+    """
+    Where a guest's stdout or stderr goes; lives as long as the invocation.
+
+    Thread: runs wherever the guest does, which may be a pool thread while the consumer drains on the loop.
+    """
 
     @property
     def full(self) -> bool:

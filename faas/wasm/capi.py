@@ -79,7 +79,7 @@ class ValRaw(ctypes.Structure):
 
 
 I32, I64 = 0, 1
-EXTERN_FUNC, EXTERN_MEMORY = 0, 3
+EXTERN_FUNC, EXTERN_GLOBAL, EXTERN_MEMORY = 0, 1, 3
 FRAME_INSTANCE = Frame.instance.offset
 FRAME_EXPORT = Frame.export.offset
 FRAME_EXPORT_OF = Frame.export.offset + Extern.of.offset
@@ -188,6 +188,7 @@ func_call_async = _bind(
 call_future_poll = _bind(_free, "wasmtime_call_future_poll", c_bool, c_void_p)
 call_future_delete = _bind(_free, "wasmtime_call_future_delete", None, c_void_p)
 caller_export_get = _bind(_held, "wasmtime_caller_export_get", c_bool, c_void_p, c_char_p, c_size_t, c_void_p)
+global_get = _bind(_held, "wasmtime_global_get", None, c_void_p, c_void_p, c_void_p)
 memory_data = _bind(_held, "wasmtime_memory_data", c_void_p, c_void_p, c_void_p)
 memory_data_size = _bind(_held, "wasmtime_memory_data_size", c_size_t, c_void_p, c_void_p)
 

@@ -20,7 +20,9 @@ KIB = 1024
 MIB = 1024 * KIB
 
 # Bump when a setting below changes in a way that the fingerprint's own fields don't show.
-_PROFILE_REVISION = 1
+_PROFILE_REVISION = 2
+GROW_FAILED_EXPORT = b"faas:grow-failed"
+"""The global that a compiled module sets when it was refused memory (``precompile/growth.py`` adds it)."""
 _CPUINFO = Path("/proc/cpuinfo")
 # A limit only, not a reservation: the instance struct grows with functions and globals, and is allocated to size.
 _MAX_CORE_INSTANCE_BYTES = 16 * MIB

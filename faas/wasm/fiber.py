@@ -28,6 +28,7 @@ from faas.errors import (
 )
 from faas.wasi.context import GuestExit, WasiContext
 from faas.wasm import capi
+from faas.wasm.engine import GROW_FAILED_EXPORT
 from faas.wasm.memory import MemoryFaultError
 
 if TYPE_CHECKING:
@@ -392,7 +393,7 @@ class Fiber:
             raise InternalError(f"a host function failed: {failure!r}; this is a bug in the host") from failure
         if "maximum concurrent" in message:
             raise OverloadedError("every instance slot of this worker is in use; try again", retry_after_s=1.0)
-        if self.ran_out_of_memory(message):
+        if self.ran_out_of_memory():
             raise self.memory_limit_error(reason_of(message), trace=message)
         raise GuestTrapError(
             f"the guest trapped: {reason_of(message)}; 'faas logs' has the backtrace",
@@ -415,15 +416,17 @@ class Fiber:
             **facts,
         )
 
-    def ran_out_of_memory(self, message: str) -> bool:
-        """
-        Return whether a failing guest most likely failed for want of memory.
-
-        wasmtime's C API does not tell when ``memory.grow`` was refused, so this goes by what is left: a guest that
-        dies with its memory nearly full died of it. A single huge allocation can't be seen this way.
-        """
-        size = self.memory_size()
-        return "memory minimum size" in message or (size > 0 and size >= self.memory_limit_bytes * 0.9)
+    def ran_out_of_memory(self) -> bool:
+        """Return whether the guest was ever refused memory; ``precompile/growth.py`` makes modules tell."""
+        at = self._at
+        name = GROW_FAILED_EXPORT
+        found = capi.instance_export_get(
+            self._context, at + capi.FRAME_INSTANCE, name, len(name), at + capi.FRAME_EXPORT
+        )
+        if not found or self._frame.export.kind != capi.EXTERN_GLOBAL:
+            return False
+        capi.global_get(self._context, at + capi.FRAME_EXPORT_OF, at + capi.FRAME_RESULTS)
+        return bool(self._frame.results[0].i64 & 0xFFFFFFFF)
 
 
 def first_line(message: str) -> str:

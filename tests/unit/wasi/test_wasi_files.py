@@ -492,6 +492,14 @@ def test_links_in_a_circle_are_a_loop(files: FileSystem) -> None:
     assert errno_of(open_at, files, b"a") == Errno.LOOP
 
 
+def test_links_that_lead_through_more_than_a_path_are_too_long(files: FileSystem) -> None:
+    put(files, b"x")
+    files.symlink(b"./" * 1500 + b"x", files.tmp, b"once")
+    files.symlink(b"./" * 1500 + b"once", files.tmp, b"twice")
+    assert open_at(files, b"once").size == 0
+    assert errno_of(open_at, files, b"twice") == Errno.NAMETOOLONG
+
+
 @pytest.mark.parametrize("target", [b"..", b"d/../../etc"])
 def test_a_link_that_leads_out_is_refused_when_it_is_followed(files: FileSystem, target: bytes) -> None:
     files.make_directory(files.tmp, b"d")

@@ -1,0 +1,33 @@
+"""Numbers out of replies: what ``Server-Timing`` says, and percentiles that are values somebody measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+STARTS_FILE = "FAAS_LOADTEST_STARTS"
+"""The environment variable that tells locust's process where to write the cold starts at its end, as CSV."""
+
+
+def server_timing(header: str) -> dict[str, float]:
+    """
+    Return each metric's ``dur`` in ms; metrics without one are left out.
+
+    Source: W3C Server Timing.
+    """
+    durations: dict[str, float] = {}
+    for metric in header.split(","):
+        name, *parameters = (part.strip() for part in metric.split(";"))
+        for parameter in parameters:
+            key, _, value = parameter.partition("=")
+            if key.strip().lower() == "dur":
+                durations[name] = float(value.strip().strip('"'))
+    return durations
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Return the smallest of *values* that *percent* of them are not above (nearest rank); NaN if there are none."""
+    if not values:
+        return math.nan
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]

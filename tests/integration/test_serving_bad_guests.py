@@ -1,0 +1,143 @@
+"""Guests that misbehave: each has its own code, its reason is in its log, and the next request is unharmed."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+from typing import Any
+
+import pytest
+from hosting import Host
+
+_ids = (f"bad-{i}" for i in itertools.count())
+
+BAD_GUESTS: list[tuple[str, str, dict[str, Any], int, str]] = [
+    ("trap", "", {}, 502, "guest-trap"),
+    ("deep-recursion", "", {}, 502, "guest-trap"),
+    ("exit", "", {}, 502, "guest-exit"),
+    ("exit", "?255", {}, 502, "guest-exit"),
+    ("exit", "?0", {}, 502, "malformed-response"),
+    ("loop", "", {"cpu_s": 0.2}, 504, "cpu-limit"),
+    ("loop", "", {"timeout_s": 0.2}, 504, "deadline-exceeded"),
+    ("sleeper", "?60000", {"timeout_s": 0.2}, 504, "deadline-exceeded"),
+    ("hog", "", {"memory_bytes": 16 << 20}, 507, "memory-limit"),
+    ("flood", "", {"max_output_bytes": 1000}, 507, "output-limit"),
+    *(
+        ("bad-headers", query, {}, 502, "malformed-response")
+        for query in (
+            "",
+            "?no-blank",
+            "?none",
+            "?no-headers",
+            "?status",
+            "?range",
+            "?space",
+            "?nul",
+            "?control",
+            "?fold",
+            "?framing",
+            "?long",
+            "?many",
+        )
+    ),
+    *(("reactor-bad", query, {}, 502, "malformed-response") for query in ("", *(f"?{c}" for c in "ewzgtxasrncd"))),
+    ("reactor-alloc", "", {}, 502, "malformed-response"),
+    ("reactor-trap", "", {}, 502, "guest-trap"),
+    ("reactor-loop", "", {"cpu_s": 0.2}, 504, "cpu-limit"),
+]
+
+
+@pytest.mark.parametrize(("guest", "query", "limits", "status", "code"), BAD_GUESTS)
+def test_a_bad_guest_is_a_problem_of_its_own_and_harms_nobody(
+    host: Host, guest: str, query: str, limits: dict[str, Any], status: int, code: str
+) -> None:
+    name, request_id = host.serves(guest, **limits), next(_ids)
+    reply = host.get(f"/{name}{query}", {"X-Request-Id": request_id})
+    assert (reply.status, reply.code) == (status, code)
+    assert "trace" not in reply.json()
+    assert host.get(f"/{host.serves('hello-c')}").status == 200
+    finished = host.log_of(name, request_id)[-1]
+    assert finished["reason"].startswith(f"{code}: ")
+    assert finished["outcome"] == ("failed" if status == 502 else "limited")
+    assert finished["status"] == status
+
+
+def test_a_correct_answer_of_the_same_reactor_is_served(host: Host) -> None:
+    reply = host.get(f"/{host.serves('reactor-bad')}?o")
+    assert (reply.status, reply.text) == (200, "ok")
+
+
+def test_a_table_that_grows_is_refused_more(host: Host) -> None:
+    assert host.get(f"/{host.serves('table-hog')}").text == "refused\n"
+
+
+@pytest.mark.parametrize("query", ["64", "files"])
+def test_tmp_has_a_cap_of_its_own(host: Host, query: str) -> None:
+    text = host.get(f"/{host.serves('tmp-hog', tmp_bytes=1 << 20)}?{query}").text
+    made = int(text.split()[1])
+    assert 0 < made <= 1 << 20
+
+
+def test_a_single_huge_allocation_fails_and_harms_nobody(host: Host) -> None:
+    """wasmtime does not say that a grow was refused, so this may be told as a trap or as the memory limit."""
+    reply = host.get(f"/{host.serves('hog-once')}")
+    assert (reply.status, reply.code) in {(502, "guest-trap"), (507, "memory-limit")}
+    assert host.get(f"/{host.serves('hello-c')}").status == 200
+
+
+def test_the_exit_code_is_among_the_facts(host: Host) -> None:
+    assert host.get(f"/{host.serves('exit')}?7").json()["exit_code"] == 7
+
+
+@pytest.mark.parametrize("limits", [{"max_output_bytes": 2 << 20}, {"cpu_s": 0.2, "max_output_bytes": 1 << 40}])
+def test_a_reply_that_has_begun_is_cut_off_so_that_the_client_notices(host: Host, limits: dict[str, Any]) -> None:
+    name, request_id = host.serves("flood", **limits), next(_ids)
+    with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+        host.get(f"/{name}", {"X-Request-Id": request_id})
+    assert host.log_of(name, request_id)[-1]["outcome"] == "limited"
+
+
+# --- what the log tells ----------------------------------------------------------------------------------------------
+
+
+def test_a_trap_leaves_its_backtrace_in_the_log(host: Host) -> None:
+    request_id = next(_ids)
+    host.get(f"/{host.serves('trap')}", {"X-Request-Id": request_id})
+    lines = host.log_of("trap", request_id)
+    traced = [line["text"] for line in lines if line["stream"] == "trap"]
+    assert any("wasm backtrace" in text for text in traced)
+    assert any("unreachable" in text for text in traced)
+    assert [line["stream"] for line in lines][0] == "stderr", "what the guest said comes before how it ended"
+    assert "unreachable" in lines[-1]["reason"]
+
+
+def test_stderr_is_logged_line_by_line_and_the_tail_is_not_lost(host: Host) -> None:
+    request_id = next(_ids)
+    assert host.get(f"/{host.serves('stderr')}?3", {"X-Request-Id": request_id}).status == 200
+    *lines, finished = host.log_of("stderr", request_id)
+    texts = [line["text"] for line in lines]
+    assert texts[:4] == ["line 0", "line 1", "line 2", ""]
+    assert texts[4] == "y" * 10_000
+    assert texts[5].startswith("bad utf-8: \ufffd\ufffd")
+    assert texts[6] == "controls: nul \0 esc \x1b[31m cr \r end"
+    assert texts[7] == "valid utf-8: ä€"
+    assert texts[8:] == ["no newline at the end"]
+    assert {line["stream"] for line in lines} == {"stderr"}
+    assert finished["outcome"] == "ok"
+
+
+def test_a_log_over_its_limit_is_cut_with_a_last_word(host: Host) -> None:
+    name, request_id = host.serves("stderr", max_log_bytes=100), next(_ids)
+    assert host.get(f"/{name}?1000", {"X-Request-Id": request_id}).status == 200
+    *lines, _ = host.log_of(name, request_id)
+    assert lines[-1]["text"] == "log limit reached"
+    assert sum(len(line["text"]) + 1 for line in lines[:-1]) <= 101
+
+
+def test_a_good_request_is_one_line_with_its_numbers(host: Host) -> None:
+    request_id = next(_ids)
+    host.get(f"/{host.serves('hello-c')}", {"X-Request-Id": request_id})
+    (line,) = host.log_of("hello-c", request_id)
+    assert line.items() >= {"event": "invocation.finished", "outcome": "ok", "status": 200, "version": 1}.items()
+    assert 0 < line["start_ms"] < line["duration_ms"]
+    assert line["cpu_ms"] > 0

@@ -1,0 +1,145 @@
+"""Request and response bodies: limits, and streaming in both directions."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import pytest
+from hosting import TIMEOUT_S, Host
+
+
+def chunked(*parts: bytes) -> bytes:
+    return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts)
+
+
+def test_a_body_over_the_limit_is_413_by_its_length(host: Host) -> None:
+    name = host.serves("echo-c", max_body_bytes=1000)
+    assert host.request("POST", f"/{name}", b"x" * 1000).status == 200
+    reply = host.request("POST", f"/{name}", b"x" * 1001)
+    assert (reply.status, reply.code) == (413, "body-too-large")
+
+
+@pytest.mark.parametrize("guest", ["echo-c", "slow-reader"])
+def test_a_chunked_body_over_the_limit_is_413(host: Host, guest: str) -> None:
+    name = host.serves(guest, max_body_bytes=1000)
+    reply = host.request("POST", f"/{name}?0", iter([b"x" * 600, b"x" * 600]))
+    assert (reply.status, reply.code) == (413, "body-too-large")
+
+
+def test_a_large_declared_body_is_refused_before_it_is_sent(host: Host) -> None:
+    name = host.serves("echo-c", max_body_bytes=1000)
+    with host.socket() as raw:
+        raw.sendall(f"POST /{name} HTTP/1.1\r\nHost: x\r\nContent-Length: 999999\r\n\r\n".encode())
+        assert raw.makefile("rb").readline().startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize("guest", ["echo-c", "echo-stdin"])
+def test_expect_100_continue_is_answered_when_the_guest_reads(host: Host, guest: str) -> None:
+    with host.socket() as raw, raw.makefile("rb") as lines:
+        raw.sendall(
+            f"POST /{host.serves(guest)} HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n"
+            "Expect: 100-continue\r\nConnection: close\r\n\r\n".encode()
+        )
+        assert lines.readline() == b"HTTP/1.1 100 Continue\r\n"
+        assert lines.readline() == b"\r\n"
+        raw.sendall(b"hello")
+        assert lines.readline().startswith(b"HTTP/1.1 200")
+        assert b"hello" in lines.read()
+
+
+def test_a_refused_body_gets_its_refusal_instead_of_100_continue(host: Host) -> None:
+    name = host.serves("echo-c", max_body_bytes=1000)
+    with host.socket() as raw, raw.makefile("rb") as lines:
+        raw.sendall(
+            f"POST /{name} HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\nExpect: 100-continue\r\n\r\n".encode()
+        )
+        assert lines.readline().startswith(b"HTTP/1.1 413")
+
+
+def test_output_reaches_the_client_while_the_guest_still_runs(host: Host) -> None:
+    """The first of eight chunks, 50 ms apart, is here long before the guest could have made the last."""
+    with contextlib.closing(host.connect()) as connection:
+        began = time.monotonic()
+        connection.request("GET", f"/{host.serves('stream')}?8")
+        response = connection.getresponse()
+        assert response.readline() == b"chunk 0\n"
+        first = time.monotonic() - began
+        rest = response.read()
+        assert rest.endswith(b"chunk 7\n")
+        assert first < 0.2 < 0.3 < time.monotonic() - began
+
+
+def test_both_directions_stream_at_once(host: Host) -> None:
+    """A client that waits for the echo of each part before it sends the next one never waits in vain."""
+    with host.socket() as raw, raw.makefile("rb") as lines:
+        raw.sendall(f"POST /{host.serves('echo-stdin')} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        for i in range(5):
+            part = f"part {i}".encode()
+            raw.sendall(chunked(part))
+            if i == 0:
+                assert lines.readline().startswith(b"HTTP/1.1 200")
+                while lines.readline() != b"\r\n":
+                    pass
+            assert lines.readline() == b"%x\r\n" % len(part)
+            assert lines.read(len(part) + 2) == part + b"\r\n"
+        raw.sendall(b"0\r\n\r\n")
+        assert lines.read(5) == b"0\r\n\r\n"
+
+
+def test_a_large_body_passes_through_unchanged(host: Host) -> None:
+    body = bytes(range(251)) * 40_000
+    reply = host.request("POST", f"/{host.serves('echo-stdin')}", body)
+    assert reply.body == body
+
+
+def test_a_slow_reader_gets_every_byte(host: Host) -> None:
+    reply = host.request("POST", f"/{host.serves('slow-reader')}?1", b"x" * 50)
+    assert reply.text == "read 50 bytes\n"
+
+
+def test_a_guest_need_not_read_its_body(host: Host) -> None:
+    with contextlib.closing(host.connect()) as connection:
+        for _ in range(2):
+            connection.request("POST", f"/{host.serves('hello-c')}", b"x" * 100_000)
+            with connection.getresponse() as response:
+                assert response.status == 200
+                assert response.read().startswith(b"Hello")
+
+
+def test_a_body_that_ends_early_ends_the_guest(host: Host) -> None:
+    name = host.serves("echo-stdin")
+    with host.socket() as raw:
+        raw.sendall(
+            f"POST /{name} HTTP/1.1\r\nHost: x\r\nX-Request-Id: cut-body\r\nContent-Length: 100\r\n\r\nhalf".encode()
+        )
+        assert raw.recv(12) == b"HTTP/1.1 200"
+    assert host.log_of(name, "cut-body")[-1]["outcome"] == "cancelled"
+
+
+@pytest.fixture
+def stalled(host: Host) -> Iterator[str]:
+    """A flood of output that nobody reads; yields its request id."""
+    name = host.serves("flood", max_output_bytes=1 << 30, cpu_s=5)
+    with host.socket() as raw:
+        raw.sendall(f"GET /{name} HTTP/1.1\r\nHost: x\r\nX-Request-Id: stalled\r\n\r\n".encode())
+        assert raw.recv(12) == b"HTTP/1.1 200"
+        yield name
+
+
+def test_a_client_that_does_not_read_holds_the_guest_back(host: Host, stalled: str) -> None:
+    """Its output stays in the guest, not in our memory: the flood of 1 GiB does not end, and others are served."""
+    before = _resident_bytes(host)
+    began = time.monotonic()
+    while time.monotonic() - began < 0.5:
+        assert host.get(f"/{host.serves('hello-c')}").status == 200
+    assert _resident_bytes(host) - before < 64 << 20
+    assert TIMEOUT_S > 0
+
+
+def _resident_bytes(host: Host) -> int:
+    from pathlib import Path
+
+    pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in host.worker_pids()]
+    return sum(pages) * 4096

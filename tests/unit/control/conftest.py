@@ -1,0 +1,248 @@
+"""Workers that live in this very process and speak the real protocol over a real unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import tempfile
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from faas.artifacts.store import ArtifactStore
+from faas.clock import SystemClock
+from faas.config import HostConfig
+from faas.control.compiler import Compiled
+from faas.control.deployer import Deployer, Upload
+from faas.control.logs import FunctionLogs
+from faas.control.stats import Counts
+from faas.control.supervisor import Supervisor
+from faas.errors import PeerGoneError
+from faas.invocation import Kind
+from faas.manifest import manifest_from_builtins
+from faas.problems import to_problem
+from faas.state.sqlite import SqliteState
+from faas.wire.framing import Channel
+from faas.wire.messages import (
+    PROTOCOL_VERSION,
+    Activated,
+    ArtifactReady,
+    Drain,
+    FromControl,
+    Hello,
+    Prepare,
+    Prepared,
+    Ready,
+    Table,
+)
+
+
+class FakeWorker:
+    """One worker process: ``on_prepare`` decides what it answers, and may ``die``."""
+
+    def __init__(self, fleet, pid, settings):
+        self.fleet = fleet
+        self.pid = pid
+        self.settings = json.loads(settings)
+        self.index = self.settings["worker"]
+        self.tables = []
+        self.prepared = []
+        self.answers = {}
+        self.exit_code = asyncio.get_running_loop().create_future()
+        self.task = asyncio.create_task(self._live())
+        self.task.add_done_callback(self._ended)
+
+    async def wait(self):
+        return await asyncio.shield(self.exit_code)
+
+    def kill(self):
+        if self.exit_code.done():
+            raise ProcessLookupError
+        self.fleet.log.append(("killed", self.index))
+        self.die(-9)
+
+    def die(self, code=1):
+        self.final = code
+        self.task.cancel()
+
+    def _ended(self, task):
+        code = getattr(self, "final", 0)
+        if not task.cancelled() and task.exception() is not None:
+            code = 1
+        if not self.exit_code.done():
+            self.exit_code.set_result(code)
+
+    async def send(self, message):
+        await self.channel.send(message)
+
+    async def _live(self):
+        if self.fleet.die_at_start:
+            raise ConnectionError("died at start")
+        reader, writer = await asyncio.open_unix_connection(self.settings["socket"])
+        self.channel = Channel(reader, writer, FromControl)
+        try:
+            token = self.fleet.token or self.settings["token"]
+            await self.channel.send(Hello(self.fleet.protocol, self.index, self.pid, token))
+            table = await self.channel.receive()
+            self.tables.append(table)
+            await self.fleet.may_be_ready.wait()
+            await self.channel.send(Ready(table.generation))
+            while True:
+                message = await self.channel.receive()
+                self.fleet.log.append((type(message).__name__.lower(), self.index))
+                if isinstance(message, Prepare):
+                    self.prepared.append(message.deployment)
+                    answer = await self.fleet.on_prepare(self, message.deployment)
+                    await self.channel.send(Prepared(message.id, None if answer is None else to_problem(answer)))
+                elif isinstance(message, Table):
+                    self.tables.append(message)
+                    if await self.fleet.on_table(self, message):
+                        await self.channel.send(Activated(message.generation))
+                elif isinstance(message, ArtifactReady):
+                    self.answers[message.id] = message.problem
+                    self.fleet.answered.set()
+                elif isinstance(message, Drain) and not self.fleet.ignores_drain:
+                    return
+        except PeerGoneError:
+            return
+        finally:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+
+class FakeFleet:
+    """All the fake workers that a supervisor started, in order."""
+
+    def __init__(self):
+        self.workers = []
+        self.log = []
+        self.token = ""
+        self.protocol = PROTOCOL_VERSION
+        self.die_at_start = False
+        self.ignores_drain = False
+        self.may_be_ready = asyncio.Event()
+        self.may_be_ready.set()
+        self.answered = asyncio.Event()
+        self.spawned = asyncio.Event()
+
+    async def spawn(self, settings):
+        worker = FakeWorker(self, 1000 + len(self.workers), settings)
+        self.workers.append(worker)
+        self.spawned.set()
+        return worker
+
+    async def on_prepare(self, worker, deployment):
+        return None
+
+    async def on_table(self, worker, table):
+        return True
+
+
+class FakeCompiler:
+    """Compiles by prefixing; ``refuse`` is raised instead when set."""
+
+    def __init__(self, store):
+        self.store = store
+        self.refuse = None
+        self.entered = asyncio.Event()
+        self.may_go_on = asyncio.Event()
+        self.may_go_on.set()
+        self.recompiled = []
+        self.current = True
+
+    def key(self, wasm):
+        return msgspec.json.encode(len(wasm)).hex().rjust(64, "0")
+
+    async def precompile(self, wasm, manifest, on_progress):
+        on_progress("compile")
+        self.entered.set()
+        await self.may_go_on.wait()
+        if self.refuse is not None:
+            raise self.refuse
+        native = self.store.scratch / "native"
+        native.write_bytes(b"native " + wasm)
+        self.store.put_native(self.key(wasm), native)
+        return Compiled(Kind.COMMAND, self.store.put_wasm(wasm), self.key(wasm))
+
+    async def recompile(self, deployment):
+        self.recompiled.append(deployment.function)
+        wasm = self.store.wasm_path(deployment.wasm_digest).read_bytes()
+        return await self.precompile(wasm, deployment.manifest, lambda stage: None)
+
+    def is_current(self, deployment):
+        return self.current and self.store.has_native(deployment.artifact_key)
+
+
+class Bench:
+    """A control process in pieces, with fake workers."""
+
+    def __init__(self, home, run_dir, n_workers=2, sleep=None):
+        self.home = home
+        self.config = HostConfig(home=str(home), workers=n_workers, drain_timeout_s=0.05, max_upload_bytes=64 * 1024)
+        self.fleet = FakeFleet()
+        self.counts = Counts()
+        self.lines = []
+        self.clock = SystemClock()
+        self.logs = FunctionLogs(home / "logs", 4096, self.clock)
+        self.pauses = []
+        self.supervisor = Supervisor(
+            self.config,
+            run_dir=run_dir,
+            public_host="127.0.0.1",
+            public_port=8080,
+            clock=self.clock,
+            on_lines=lambda by_function: [self.logs.append(*item) for item in by_function.items()],
+            on_stats=self.counts.report,
+            on_gone=self.counts.retire,
+            spawn=self.fleet.spawn,
+            sleep=self._sleep,
+        )
+        self.store = ArtifactStore(home)
+        self.compiler = FakeCompiler(self.store)
+
+    async def _sleep(self, pause_s):
+        self.pauses.append(pause_s)
+        await asyncio.sleep(0)
+
+    async def start(self):
+        self.state = await SqliteState.open(self.home / "state.db", self.clock)
+        self.deployer = Deployer(
+            state=self.state, store=self.store, compiler=self.compiler, fleet=self.supervisor, clock=self.clock
+        )
+        await self.supervisor.start(await self.deployer.restore(), self.deployer)
+
+    async def stop(self):
+        await self.supervisor.drain()
+        await self.deployer.aclose()
+        self.logs.close()
+        await self.state.aclose()
+
+    def upload(self, name="hello", wasm=b"\0asm hello", bundle=None, **manifest):
+        module = self.home / f"{name}.upload"
+        module.write_bytes(wasm)
+        return Upload(manifest=manifest_from_builtins({"name": name, **manifest}), module=module, bundle=bundle)
+
+    def stored(self):
+        return sorted(path.name for path in (self.home / "artifacts").rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def run_dir():
+    with tempfile.TemporaryDirectory(prefix="f") as folder:  # tmp_path is too long for a socket
+        yield Path(folder)
+
+
+@pytest.fixture
+async def bench(tmp_path, run_dir):
+    bench = Bench(tmp_path, run_dir)
+    await bench.start()
+    yield bench
+    await bench.stop()
+
+
+@pytest.fixture
+def new_bench(tmp_path, run_dir):
+    return lambda **more: Bench(tmp_path, run_dir, **more)
