@@ -411,8 +411,8 @@ class Fiber:
     def memory_limit_error(self, reason: str, **facts: Any) -> MemoryLimitError:
         """Return the error for a guest that failed with *reason* for want of memory."""
         return MemoryLimitError(
-            f"the guest failed ({reason}) with {self.memory_size()} of {self.memory_limit_bytes} bytes of memory in "
-            "use; use less, or raise limits.memory_bytes in function.toml",
+            f"the guest failed ({reason}) after it was refused memory, with {self.memory_size()} of "
+            f"{self.memory_limit_bytes} bytes in use; use less, or raise limits.memory_bytes in function.toml",
             **facts,
         )
 
