@@ -95,7 +95,7 @@ def load_config(flags: Mapping[str, Any], environ: Mapping[str, str], *, file: P
             merged = tomllib.loads(path.read_text())
         except OSError as exc:
             raise ConfigError(f"can't read {path}: {exc.strerror}; check --config") from exc
-        except tomllib.TOMLDecodeError as exc:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
             raise ConfigError(f"{path} is not TOML: {exc}") from exc
     for key in _keys(HostConfig):
         value = environ.get("FAAS_" + key.replace(".", "_").upper())
@@ -131,4 +131,6 @@ def _put(target: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
     for parent in parents:
         target = target.setdefault(parent, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"{parent} is a table of settings, not {target!r}; see docs/configuration.md")
     target[last] = value

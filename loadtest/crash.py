@@ -22,10 +22,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from loadtest.host import FUNCTIONS, Host, HostFailedError, Refused, connection, request
+from loadtest.report import console as new_console
 
 NAMES = ("mark-a", "mark-b", "mark-c")
 ROUNDS = 3
@@ -144,7 +144,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtest.crash", description=__doc__)
     parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N", help=f"kills (default {ROUNDS})")
     rounds = parser.parse_args().rounds
-    console = Console()
+    console = new_console()
     lost: list[str] = []
     with tempfile.TemporaryDirectory(prefix="faas-crash-") as folder:
         host = Host(Path(folder) / "home", workers=2)
@@ -183,7 +183,7 @@ def _round(number: int, host: Host, load: Load) -> tuple[Table, list[str]]:
     victim = next(worker["pid"] for worker in host.status()["workers"] if worker["pid"])
     os.kill(victim, signal.SIGKILL)
     time.sleep(LOAD_S)
-    workers = [worker["pid"] for worker in host.status()["workers"] if worker["pid"]]
+    workers = [worker["pid"] for worker in host.status()["workers"] if worker["state"] == "serving"]
     load.dying.set()
     host.kill()
     load.stop()
@@ -197,6 +197,8 @@ def _round(number: int, host: Host, load: Load) -> tuple[Table, list[str]]:
     for column in ("function", "acknowledged", "under way", "served now", "verdict"):
         table.add_column(column)
     lost: list[str] = []
+    if victim in workers or len(workers) != host.workers:
+        lost.append(f"round {number}: the killed worker was not replaced")
     for name, ledger in load.ledgers.items():
         served = _served(host, name)
         verdict = _verdict(ledger, served)

@@ -19,33 +19,46 @@ from typing import Any
 from locust import FastHttpUser, between, events, task
 from locust.event import EventHook
 
-from loadtest.timing import STARTS_FILE, percentile, server_timing
+from loadtest.report import SUMMARY_FILE, percentile, server_timing
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_bytes()
 BODY_SIZES = (0, 1, 100, 4 * 1024, 64 * 1024, 256 * 1024)
 BODY_WEIGHTS = (5, 10, 50, 25, 8, 2)
 
 cold_start = EventHook()
-"""Fired once for each reply, with ``function`` and ``start_ms``: what making that request's instance took."""
+"""Fired once for each good reply, with ``function`` and ``start_ms``: what making that request's instance took."""
 
-_starts: dict[str, list[float]] = {}
+_SUMMARY = ("function", "requests", "failures", "per_s", "p50", "p95", "p99", "start_p50", "start_p99", "start_max")
+_times_ms: dict[str, list[float]] = {}
+_starts_ms: dict[str, list[float]] = {}
 
 
 @cold_start.add_listener
-def _remember(function: str, start_ms: float) -> None:
-    _starts.setdefault(function, []).append(start_ms)
+def _count_start(function: str, start_ms: float) -> None:
+    _starts_ms.setdefault(function, []).append(start_ms)
+
+
+@events.request.add_listener
+def _count_request(name: str, response_time: float, **_: Any) -> None:
+    # locust's own statistics round to whole milliseconds, and most replies here take about one.
+    _times_ms.setdefault(name, []).append(response_time)
 
 
 @events.quitting.add_listener
-def _write_starts(**_: Any) -> None:
-    path = os.environ.get(STARTS_FILE)
+def _write_summary(environment: Any, **_: Any) -> None:
+    path = os.environ.get(SUMMARY_FILE)
     if not path:
         return
     with open(path, "w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["function", "replies", "start_p50_ms", "start_p99_ms", "start_max_ms"])
-        for function, values in sorted(_starts.items()):
-            rows.writerow([function, len(values), percentile(values, 50), percentile(values, 99), max(values)])
+        rows.writerow(_SUMMARY)
+        for entry in sorted(environment.stats.entries.values(), key=lambda entry: str(entry.name)):
+            times, starts = _times_ms.get(entry.name, []), _starts_ms.get(entry.name, [])
+            rows.writerow(
+                [entry.name, entry.num_requests, entry.num_failures, f"{entry.total_rps:.1f}"]
+                + [f"{percentile(times, percent):.2f}" for percent in (50, 95, 99)]
+                + [f"{percentile(starts, percent):.3f}" for percent in (50, 99, 100)]
+            )
 
 
 class Caller(FastHttpUser):

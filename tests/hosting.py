@@ -107,8 +107,7 @@ class Host:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            self.process.stdout.close()
-            self.process.wait()
+            self.wait()
             raise HostFailedError(self.stderr_path.read_text())
         ready = json.loads(line)
         self.port = int(ready["public_url"].rpartition(":")[2])
@@ -153,8 +152,11 @@ class Host:
             self.kill_all()
 
     def worker_pids(self) -> list[int]:
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
-        return [int(pid) for pid in children.read_text().split() if _is_worker(int(pid))]
+        try:
+            children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
+        except FileNotFoundError:
+            return []
+        return [int(pid) for pid in children.split() if _is_worker(int(pid))]
 
     # --- the public port --------------------------------------------------------------------------------------------
 

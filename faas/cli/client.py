@@ -89,7 +89,7 @@ class AdminClient:
     async def get(self, path: str) -> Any:
         """Return the JSON document at *path*."""
         async with self._send("GET", path) as response:
-            return await response.json()
+            return json.loads(await response.read())
 
     async def delete(self, path: str) -> None:
         """Delete what is at *path*."""

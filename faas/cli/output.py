@@ -17,7 +17,12 @@ from faas.errors import FaasError
 
 def print_error(error: FaasError) -> None:
     """Print *error* as one line on stderr."""
-    print(f"error: {' '.join(error.message.split())}", file=sys.stderr)
+    print(f"error: {visible(' '.join(error.message.split()))}", file=sys.stderr)
+
+
+def visible(text: str) -> str:
+    """Return *text* with control characters written out: what a guest says must not move anybody's cursor."""
+    return "".join(char if char.isprintable() or char == "\t" else repr(char)[1:-1] for char in text)
 
 
 def print_json(document: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from aiohttp import web
@@ -194,6 +195,11 @@ async def serve_command(call: Call, runtime: Runtime, template: Template, server
         if reply.stream is not None:
             raise cut_off(call, failure) from failure
         raise
+    except asyncio.CancelledError:
+        # The deadline passed or the client went away: neither may end what has begun as if it were whole.
+        if reply.stream is not None:
+            _break_connection(call)
+        raise
     finally:
         call.cpu_ns += fiber.cpu_ns
         fiber.close()
@@ -202,10 +208,14 @@ async def serve_command(call: Call, runtime: Runtime, template: Template, server
 
 def cut_off(call: Call, exc: FaasError) -> InvocationError:
     """Break the connection of a reply that has begun, so that no client takes half of it for the whole."""
+    _break_connection(call)
+    return exc if isinstance(exc, InvocationError) else ClientGoneError(exc.message)
+
+
+def _break_connection(call: Call) -> None:
     transport = call.request.transport
     if transport is not None:
         transport.abort()
-    return exc if isinstance(exc, InvocationError) else ClientGoneError(exc.message)
 
 
 def _add_headers(response: web.StreamResponse, head: cgi.ResponseHead) -> None:

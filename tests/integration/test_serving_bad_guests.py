@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import itertools
 from typing import Any
@@ -40,7 +41,8 @@ BAD_GUESTS: list[tuple[str, str, dict[str, Any], int, str]] = [
             "?many",
         )
     ),
-    *(("reactor-bad", query, {}, 502, "malformed-response") for query in ("", *(f"?{c}" for c in "ewzgtxasrncd"))),
+    *(("reactor-bad", query, {}, 502, "malformed-response") for query in ("", *(f"?{c}" for c in "ezgtxasrncd"))),
+    ("reactor-bad", "?w", {}, 507, "output-limit"),
     ("reactor-alloc", "", {}, 502, "malformed-response"),
     ("reactor-trap", "", {}, 502, "guest-trap"),
     ("reactor-loop", "", {"cpu_s": 0.2}, 504, "cpu-limit"),
@@ -89,12 +91,35 @@ def test_the_exit_code_is_among_the_facts(host: Host) -> None:
     assert host.get(f"/{host.serves('exit')}?7").json()["exit_code"] == 7
 
 
-@pytest.mark.parametrize("limits", [{"max_output_bytes": 2 << 20}, {"cpu_s": 0.2, "max_output_bytes": 1 << 40}])
-def test_a_reply_that_has_begun_is_cut_off_so_that_the_client_notices(host: Host, limits: dict[str, Any]) -> None:
-    name, request_id = host.serves("flood", **limits), next(_ids)
+@pytest.mark.parametrize(
+    ("guest", "limits"),
+    [
+        ("flood", {"max_output_bytes": 2 << 20}),
+        ("flood", {"timeout_s": 0.3, "max_output_bytes": 1 << 40}),
+        ("flood", {"cpu_s": 0.05, "max_output_bytes": 1 << 40}),
+        ("stream", {"timeout_s": 0.3}),
+    ],
+)
+def test_a_reply_that_has_begun_is_cut_off_so_that_the_client_notices(
+    host: Host, guest: str, limits: dict[str, Any]
+) -> None:
+    name, request_id = host.serves(guest, **limits), next(_ids)
     with pytest.raises((http.client.IncompleteRead, ConnectionError)):
-        host.get(f"/{name}", {"X-Request-Id": request_id})
+        host.get(f"/{name}?100", {"X-Request-Id": request_id})
     assert host.log_of(name, request_id)[-1]["outcome"] == "limited"
+
+
+def test_nothing_follows_a_reply_that_was_cut_off(host: Host) -> None:
+    """A second response in the middle of the first one's body would be taken for a part of it."""
+    name = host.serves("stream", timeout_s=0.3)
+    with host.socket() as raw:
+        raw.sendall(f"GET /{name}?100 HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        received = bytearray()
+        with contextlib.suppress(ConnectionError):
+            while piece := raw.recv(65536):
+                received += piece
+    assert received.count(b"HTTP/1.1") == 1
+    assert b"0\r\n\r\n" not in received
 
 
 # --- what the log tells ----------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from hosting import Host
+from hosting import Host, wasm
 
 TIMING = re.compile(r"queue;dur=(\d+\.\d{3}), start;dur=(\d+\.\d{3}), run;dur=(\d+\.\d{3})")
 
@@ -50,7 +50,7 @@ def test_the_two_reactor_sdks_see_the_same_request(host: Host) -> None:
 def test_markdown_becomes_html(host: Host) -> None:
     reply = host.request("POST", f"/{host.serves('markdown')}", b"# Title\n\n* one\n* two\n")
     assert reply.headers.get_content_type() == "text/html"
-    assert "<h1>Title</h1>" in reply.text
+    assert '<h1 id="title">Title</h1>' in reply.text
     assert reply.text.count("<li>") == 2
 
 
@@ -183,16 +183,10 @@ def test_a_proxy_header_never_becomes_http_proxy(host: Host) -> None:
 
 
 def test_manifest_env_reaches_the_guest_and_no_header_can_pose_as_it(host: Host) -> None:
-    host.deploy("env-set", b"" + _env_wasm(), {"env": {"GREETING": "hä", "HTTP_X_ROLE": "admin"}})
+    host.deploy("env-set", wasm("env"), {"env": {"GREETING": "hä", "HTTP_X_ROLE": "admin"}})
     text = host.get("/env-set", {"X-Role": "guest"}).text
     assert "GREETING=hä\n" in text
     assert "HTTP_X_ROLE=admin\n" in text
-
-
-def _env_wasm() -> bytes:
-    from hosting import wasm
-
-    return wasm("env")
 
 
 # --- headers of every reply ------------------------------------------------------------------------------------------
@@ -226,7 +220,7 @@ def test_a_request_id_passes_through_to_guest_and_reply(host: Host) -> None:
 @pytest.mark.parametrize("bad", ["has space", "x" * 129, 'quo"te', "semi;colon"])
 def test_an_invalid_request_id_is_replaced(host: Host, bad: str) -> None:
     reply = host.get(f"/{host.serves('hello-c')}", {"X-Request-Id": bad})
-    assert re.fullmatch(r"[0-9a-f]{16}", reply.headers["X-Request-Id"])
+    assert re.fullmatch(r"[0-9a-f]{16,}", reply.headers["X-Request-Id"])
 
 
 def test_two_requests_get_different_ids(host: Host) -> None:
@@ -256,8 +250,6 @@ def test_health_answers_without_any_function(host: Host) -> None:
 @pytest.fixture(scope="module")
 def shop(host: Host) -> Host:
     """Three functions that share a path: one exact, one with a parameter, one for the rest."""
-    from hosting import wasm
-
     host.deploy("shop-exact", wasm("hello-c"), {"routes": ["GET,PUT /shop/items/new"]})
     host.deploy("shop-item", wasm("echo-c"), {"routes": ["/shop/items/{id}", "/shop/{kind}/x/{id}"]})
     host.deploy("shop-rest", wasm("env"), {"routes": ["GET /shop/*"]})

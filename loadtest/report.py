@@ -1,12 +1,15 @@
-"""Numbers out of replies: what ``Server-Timing`` says, and percentiles that are values somebody measured."""
+"""Numbers out of replies, percentiles that are values somebody measured, and where the tables are printed."""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 
-STARTS_FILE = "FAAS_LOADTEST_STARTS"
-"""The environment variable that tells locust's process where to write the cold starts at its end, as CSV."""
+from rich.console import Console
+
+SUMMARY_FILE = "FAAS_LOADTEST_SUMMARY"
+"""The environment variable that tells locust's process where to write its summary at the end, as CSV."""
 
 
 def server_timing(header: str) -> dict[str, float]:
@@ -31,3 +34,8 @@ def percentile(values: Sequence[float], percent: float) -> float:
         return math.nan
     ordered = sorted(values)
     return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]
+
+
+def console() -> Console:
+    """Return the console on stdout; a log or a pipe gets lines that are wide enough for every table."""
+    return Console(width=None if sys.stdout.isatty() else 120, soft_wrap=False)

@@ -1,0 +1,38 @@
+"""The documentation names everything a user can set, write down or meet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from faas.config import config_keys
+from faas.errors import leaves
+from faas.manifest import Capabilities, Limits, Manifest
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+MANIFEST_KEYS = [
+    field.encode_name for struct in (Manifest, Limits, Capabilities) for field in msgspec.structs.fields(struct)
+]
+
+
+def says(page: str, word: str) -> bool:
+    return f"`{word}`" in (DOCS / page).read_text()
+
+
+@pytest.mark.parametrize("key", config_keys())
+def test_every_setting_is_documented(key: str) -> None:
+    assert says("configuration.md", key)
+
+
+@pytest.mark.parametrize("key", MANIFEST_KEYS)
+def test_every_manifest_key_is_documented(key: str) -> None:
+    page = (DOCS / "manifest.md").read_text()
+    assert f"`{key}`" in page or f"`limits.{key}`" in page or f"`capabilities.{key}`" in page
+
+
+@pytest.mark.parametrize("code", [leaf.code for leaf in leaves()])
+def test_every_error_code_is_documented(code: str) -> None:
+    assert says("errors.md", code)
