@@ -7,14 +7,14 @@ PORT ?= 8080
 ADMIN_PORT ?= 8081
 SAMPLES := functions/hello-c functions/hello-rust functions/echo-c functions/echo-rust functions/markdown
 
-.PHONY: run test check format functions functions-check loadtest lock clean help
+.PHONY: run test check format functions functions-check loadtest bench-start bench-crash lock clean help
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 # What `make run` needs, then what the rest needs on top; each is made again when what it is made from changes.
 $(VENV)/.run: requirements/run.lock pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11 to 3.13 is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/run.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
@@ -51,6 +51,9 @@ loadtest: $(VENV)/.dev ## drive the sample functions with locust for a minute
 
 bench-start: $(VENV)/.dev ## 10,000 requests: what the cold start of each took
 	$(BIN)/python -m loadtest.start
+
+bench-crash: $(VENV)/.dev ## kill -9 under load: is anything acknowledged lost?
+	$(BIN)/python -m loadtest.crash
 
 lock: $(VENV)/.run ## pin every dependency again
 	$(BIN)/python -m pip install --quiet uv

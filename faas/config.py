@@ -8,7 +8,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -17,6 +17,7 @@ from faas.errors import ConfigError
 
 MIB = 1024 * 1024
 Port = Annotated[int, Meta(ge=0, le=65535)]
+ModelName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._\-]{0,63}\Z", description="name of a model or a key")]
 
 
 class PoolConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,7 +57,19 @@ class HostConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_queue: Annotated[int, Meta(ge=0)] = 1000
     log_rotate_bytes: Annotated[int, Meta(ge=4096)] = 16 * MIB
     header_timeout_s: Annotated[float, Meta(gt=0)] = 15.0
+    """How long a client may take to send a request's head."""
     keepalive_timeout_s: Annotated[float, Meta(gt=0)] = 75.0
+    models: dict[ModelName, str] = {}
+    """Name → path of a GGUF file, for this run, on top of the registered ones; paths are absolute."""
+    model_budget_bytes: Annotated[int, Meta(ge=0, description="0: half of the machine's memory")] = 0
+    model_threads: Annotated[int, Meta(ge=0, le=1024, description="0: one per processor")] = 0
+    model_ctx: Annotated[int, Meta(ge=256, le=1_048_576, description="tokens of one sequence")] = 4096
+    model_slots: Annotated[int, Meta(ge=1, le=256, description="sequences that one model decodes at once")] = 16
+    model_gpu_layers: Annotated[int, Meta(ge=-1, description="-1: all, where there is an accelerator")] = -1
+    model_backend: Literal["llama", "fake"] = "llama"
+    model_demo: bool = True
+    openai_open_to_all: bool = False
+    """Without any API key the OpenAI-compatible endpoints answer to this machine only; true: to everybody."""
     pool: PoolConfig = PoolConfig()
     precompile: PrecompileConfig = PrecompileConfig()
 
@@ -70,6 +83,11 @@ class HostConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """How many worker processes to run."""
         return self.workers or os.cpu_count() or 1
 
+    @property
+    def model_budget(self) -> int:
+        """How many bytes the weights of loaded models may take together."""
+        return self.model_budget_bytes or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
 
 def default_home(environ: Mapping[str, str]) -> Path:
     """Return ``$FAAS_HOME``, else ``$XDG_DATA_HOME/faas``, else ``~/.local/share/faas``."""
@@ -82,6 +100,8 @@ def default_home(environ: Mapping[str, str]) -> Path:
 def load_config(flags: Mapping[str, Any], environ: Mapping[str, str], *, file: Path | None = None) -> HostConfig:
     """
     Return the host's settings.
+
+    ``models`` of all sources are merged by name; the variable is ``NAME=PATH,NAME=PATH``.
 
     Args: *flags* holds what was given on the command line (None: not given); nested keys as ``pool.slots``.
     *file* is a ``faas.toml``; without one ``$HOME_OF_HOST/faas.toml`` is read if it exists.
@@ -100,11 +120,16 @@ def load_config(flags: Mapping[str, Any], environ: Mapping[str, str], *, file: P
     for key in _keys(HostConfig):
         value = environ.get("FAAS_" + key.replace(".", "_").upper())
         if value is not None:
-            _put(merged, key, value)
+            _put(merged, key, _named_paths(value) if key == "models" else value)
     for key, given in flags.items():
         if given is not None:
             _put(merged, key, given)
     merged["home"] = str(Path(home).expanduser().absolute())
+    if isinstance(merged.get("models"), dict):
+        merged["models"] = {
+            name: str(Path(given).expanduser().absolute()) if isinstance(given, str) and given else given
+            for name, given in merged["models"].items()
+        }
     try:
         return msgspec.convert(merged, HostConfig, strict=False)
     except msgspec.ValidationError as exc:
@@ -127,10 +152,22 @@ def _keys(cls: type[msgspec.Struct], prefix: str = "") -> list[str]:
     return names
 
 
+def _named_paths(text: str) -> dict[str, str]:
+    """Return the mapping that ``NAME=PATH,NAME=PATH`` writes down."""
+    found: dict[str, str] = {}
+    for item in filter(None, text.split(",")):
+        name, mark, path = item.partition("=")
+        if not mark or not name.strip() or not path:
+            raise ConfigError(f"models: {item!r} is not NAME=PATH; see docs/configuration.md for the settings")
+        found[name.strip()] = path
+    return found
+
+
 def _put(target: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
     for parent in parents:
         target = target.setdefault(parent, {})
         if not isinstance(target, dict):
             raise ConfigError(f"{parent} is a table of settings, not {target!r}; see docs/configuration.md")
-    target[last] = value
+    there = target.get(last)
+    target[last] = {**there, **value} if isinstance(there, dict) and isinstance(value, dict) else value

@@ -47,6 +47,19 @@ FaasError
 │   ├── MemoryLimitError            memory-limit
 │   ├── OutputLimitError            output-limit
 │   └── ClientGoneError             client-gone
+├── ModelError                      a model request can't be served
+│   ├── ModelsMissingError          models-missing          the models extra is not installed
+│   ├── ModelNotFoundError          model-not-found
+│   ├── ModelNotGrantedError        model-not-granted       the manifest does not name it
+│   ├── ModelFileError              model-file-invalid      no GGUF, truncated, or refused by the library
+│   ├── ModelOverBudgetError        model-over-budget       larger than the memory budget
+│   ├── ModelUnavailableError       model-unavailable       the model server is away; try again
+│   ├── PromptTooLongError          prompt-too-long
+│   ├── PromptInvalidError          prompt-invalid          not UTF-8
+│   ├── GrammarInvalidError         grammar-invalid         neither GBNF nor a JSON schema we can follow
+│   ├── OptionsInvalidError         options-invalid         a sampling option out of its range or of a wrong type
+│   ├── GenerationFailedError       generation-failed       the library failed while it decoded
+│   └── QuotaExceededError          quota-exceeded          tokens per minute; try again after ``retry_after_s``
 ├── WireError                       bytes between processes
 │   ├── ProtocolError               wire-protocol
 │   ├── FrameTooLargeError          wire-frame-too-large
@@ -331,6 +344,90 @@ class ClientGoneError(InvocationError):
     """The client went away, so the guest was cancelled."""
 
     code = "client-gone"
+
+
+class ModelError(FaasError):
+    """A model request can't be served."""
+
+
+class ModelsMissingError(ModelError):
+    """This host runs without the models extra."""
+
+    code = "models-missing"
+
+
+class ModelNotFoundError(ModelError):
+    """No model of that name is registered."""
+
+    code = "model-not-found"
+
+
+class ModelNotGrantedError(ModelError):
+    """The function's manifest does not name the model."""
+
+    code = "model-not-granted"
+
+
+class ModelFileError(ModelError):
+    """The model's file is no GGUF, is truncated, or the library refuses it."""
+
+    code = "model-file-invalid"
+
+
+class ModelOverBudgetError(ModelError):
+    """The model does not fit into the memory budget, even alone."""
+
+    code = "model-over-budget"
+
+
+class ModelUnavailableError(ModelError):
+    """The model server is away or restarting; the caller may try again after ``retry_after_s``."""
+
+    code = "model-unavailable"
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0, **facts: Any) -> None:
+        super().__init__(message, **facts)
+        self.retry_after_s = retry_after_s
+
+
+class PromptTooLongError(ModelError):
+    """The prompt's tokens don't fit into the context."""
+
+    code = "prompt-too-long"
+
+
+class PromptInvalidError(ModelError):
+    """The prompt is not UTF-8."""
+
+    code = "prompt-invalid"
+
+
+class GrammarInvalidError(ModelError):
+    """The grammar is no GBNF, or the JSON schema can't be turned into one."""
+
+    code = "grammar-invalid"
+
+
+class OptionsInvalidError(ModelError):
+    """A sampling option is out of its range or of the wrong type."""
+
+    code = "options-invalid"
+
+
+class GenerationFailedError(ModelError):
+    """The model library failed while it decoded."""
+
+    code = "generation-failed"
+
+
+class QuotaExceededError(ModelError):
+    """The tokens-per-minute limit is reached; the caller may try again after ``retry_after_s``."""
+
+    code = "quota-exceeded"
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0, **facts: Any) -> None:
+        super().__init__(message, **facts)
+        self.retry_after_s = retry_after_s
 
 
 class WireError(FaasError):

@@ -13,12 +13,20 @@ from faas.routes import parse_route
 
 MIB = 1024 * 1024
 
-Name = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9\-]{0,61}[a-z0-9])?$", description="lower-case DNS label")]
+MAX_MANIFEST_BYTES = 64 * 1024
+"""As JSON, defaults left out: every worker is sent every manifest that is served."""
+
+# Patterns end in \Z: a `$` would let a newline through.
+Name = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9\-]{0,61}[a-z0-9])?\Z", description="lower-case DNS label")]
 Bytes = Annotated[int, Meta(ge=0)]
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What one invocation may use; units ride on the names. The defaults suit a small web function."""
+    """
+    What one invocation may use; units ride on the names. The defaults suit a small web function.
+
+    ``max_concurrency`` and ``tokens_per_minute`` are of the function, over all its invocations.
+    """
 
     timeout_s: Annotated[float, Meta(gt=0, le=3600)] = 30.0
     cpu_s: Annotated[float, Meta(gt=0, le=3600)] = 10.0
@@ -28,6 +36,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     max_log_bytes: Bytes = 1 * MIB
     tmp_bytes: Bytes = 16 * MIB
     max_concurrency: Annotated[int, Meta(ge=1, le=100_000)] = 500
+    tokens_per_minute: Annotated[int, Meta(ge=0, description="prompt and generated tokens; 0: no limit")] = 0
 
 
 class Capabilities(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -46,7 +55,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
 
     name: Name
     module: str = ""
-    kind: Annotated[str, Meta(pattern="^(|command|reactor|http)$")] = ""
+    kind: Annotated[str, Meta(pattern=r"^(|command|reactor|http)\Z")] = ""
     routes: tuple[str, ...] = ()
     preinit: str = ""
     files: str = ""
@@ -76,8 +85,16 @@ def manifest_from_builtins(raw: Any, *, origin: str = "manifest") -> Manifest:
     """
     try:
         manifest = msgspec.convert(raw, Manifest)
+        n_bytes = len(msgspec.json.encode(manifest))
     except msgspec.ValidationError as exc:
         raise ManifestError(f"{origin}: {_plain(str(exc))}; see docs/manifest.md for the keys") from exc
+    except UnicodeEncodeError as exc:
+        raise ManifestError(f"{origin}: a text in it is not Unicode (half of a surrogate pair); rewrite it") from exc
+    if n_bytes > MAX_MANIFEST_BYTES:
+        raise ManifestError(
+            f"{origin}: it takes {n_bytes} bytes and may take {MAX_MANIFEST_BYTES}; put what is large into a file under"
+            " `files`"
+        )
     if not manifest.routes:
         manifest = msgspec.structs.replace(manifest, routes=(f"/{manifest.name}",))
     for route in manifest.routes:
@@ -96,4 +113,9 @@ def manifest_to_builtins(manifest: Manifest) -> dict[str, Any]:
 
 def _plain(message: str) -> str:
     """Say 'unknown key' where msgspec says 'unknown field', as people who write TOML would."""
-    return message.replace("Object contains unknown field", "unknown key").replace("$.", "").replace(" - at `$`", "")
+    return (
+        message.replace("Object contains unknown field", "unknown key")
+        .replace("$.", "")
+        .replace(" - at `$`", "")
+        .replace("\n", "\\n")
+    )

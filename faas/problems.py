@@ -52,6 +52,18 @@ STATUS: dict[type[errors.FaasError], int] = {
     errors.MemoryLimitError: 507,
     errors.OutputLimitError: 507,
     errors.ClientGoneError: 499,  # nginx's number; nobody is left to read it, but the log shows it
+    errors.ModelsMissingError: 501,
+    errors.ModelNotFoundError: 404,
+    errors.ModelNotGrantedError: 403,
+    errors.ModelFileError: 422,
+    errors.ModelOverBudgetError: 507,
+    errors.ModelUnavailableError: 503,
+    errors.PromptTooLongError: 400,
+    errors.PromptInvalidError: 400,
+    errors.GrammarInvalidError: 400,
+    errors.OptionsInvalidError: 400,
+    errors.GenerationFailedError: 500,
+    errors.QuotaExceededError: 429,
     errors.ProtocolError: 500,
     errors.FrameTooLargeError: 500,
     errors.PeerGoneError: 503,
@@ -90,7 +102,7 @@ def from_problem(problem: dict[str, Any]) -> errors.FaasError:
 
 def headers_of(error: errors.FaasError) -> dict[str, str]:
     """Return the headers that go with *error*: ``Retry-After``, ``Allow``, ``WWW-Authenticate``."""
-    if isinstance(error, errors.OverloadedError):
+    if isinstance(error, (errors.OverloadedError, errors.ModelUnavailableError, errors.QuotaExceededError)):
         return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
     if isinstance(error, errors.MethodNotAllowedError):
         return {"Allow": ", ".join(error.facts.get("allow", []))}

@@ -84,7 +84,7 @@ def refuse_conflicts(name: str, wanted: Iterable[str], taken: Mapping[str, Itera
     Raise RouteTakenError if a route of *wanted* matches exactly what a route of another function matches.
 
     Args: *taken* maps the names of deployed functions to their routes; *name*'s own entry is ignored.
-    Two routes of one shape conflict when their method lists overlap, or when both (or just one of them twice) take all.
+    Two routes of one shape conflict when a method is in both; a route that lists none takes them all.
     """
     claims: dict[tuple[str, ...], list[tuple[str, Route]]] = {}
     for owner, routes in taken.items():
@@ -95,8 +95,9 @@ def refuse_conflicts(name: str, wanted: Iterable[str], taken: Mapping[str, Itera
     for text in wanted:
         route = parse_route(text)
         for owner, other in claims.get(route.shape, []):
-            overlap = bool(route.methods & other.methods) or route.methods == other.methods
-            if overlap:
+            # One function may list methods apart and take the rest by another route; two functions may not.
+            same = owner == name and route.methods != other.methods
+            if not same and (not route.methods or not other.methods or route.methods & other.methods):
                 raise RouteTakenError(
                     f"route {text!r} is already taken by function {owner!r} ({other}); "
                     f"choose another route, or remove it first: faas remove {owner}",
@@ -129,8 +130,10 @@ class RouteTable(Generic[T]):
     def __init__(self, entries: Iterable[tuple[str, T]]) -> None:
         self._root: _Node[T] = _Node()
         self._exact: dict[tuple[str, str], tuple[T, dict[str, str], Route]] = {}
-        for text, target in entries:
-            self._add(parse_route(text), target)
+        parsed = [(parse_route(text), target) for text, target in entries]
+        # Routes that list methods first: theirs are set before a route that takes all fills what is left.
+        for route, target in sorted(parsed, key=lambda entry: not entry[0].methods):
+            self._add(route, target)
 
     def _add(self, route: Route, target: T) -> None:
         node = self._root

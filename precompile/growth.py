@@ -29,8 +29,15 @@ def watch_growth(wasm: bytes) -> bytes:
     """
     Return *wasm*, which must validate, with its ``memory.grow`` watched; unchanged if it has none that can be.
 
-    Unchanged too: modules that import their memory, and those with instructions this reader does not know.
+    Unchanged too: modules that import their memory, and those that this reader does not understand.
     """
+    try:
+        return _watched(wasm)
+    except (_UnknownInstructionError, IndexError, KeyError):
+        return wasm
+
+
+def _watched(wasm: bytes) -> bytes:
     sections = _split(wasm)
     found = dict(sections)
     if _MEMORY not in found or _GROW not in found.get(_CODE, b"") or GROW_FAILED_EXPORT in found.get(_EXPORT, b""):
@@ -39,10 +46,7 @@ def watch_growth(wasm: bytes) -> bytes:
     watcher = n_functions + _leb(found[_FUNCTION], 0)[0]
     flag = n_globals + _leb(found.get(_GLOBAL, b"\0"), 0)[0]
     type_index, types = _with_type(found[_TYPE])
-    try:
-        code = _rewritten_code(found[_CODE], b"\x10" + _encoded(watcher), flag)
-    except _UnknownInstructionError:
-        return wasm
+    code = _rewritten_code(found[_CODE], b"\x10" + _encoded(watcher), flag)
     if code is None:
         return wasm
     export = _encoded(len(GROW_FAILED_EXPORT)) + GROW_FAILED_EXPORT + b"\x03" + _encoded(flag)

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-from wasmtime import Module, WasmtimeError
+from wasmtime import Engine, Module, WasmtimeError
 
-from faas.artifacts.store import native_key
+from faas.artifacts.store import disk_watched, native_key
 from faas.errors import CompileFailedError, FaasError, InternalError, InvalidModuleError
 from faas.manifest import Manifest
 from faas.problems import to_problem
@@ -77,7 +77,8 @@ def main() -> int:
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
     limit_process(cpu_s=job.cpu_s, memory_bytes=job.memory_bytes)
     try:
-        line: Line = Done(run_job(job, lambda stage: _write(Stage(stage))))
+        with disk_watched():
+            line: Line = Done(run_job(job, lambda stage: _write(Stage(stage))))
     except FaasError as exc:
         line = Failed(to_problem(exc))
     except MemoryError:
@@ -99,9 +100,10 @@ def run_job(job: Job, on_stage: Callable[[str], None]) -> Report:
     key = native_key(job.wasm_digest, facts.preinit, fingerprint(job.profile))
     if key in job.known_keys:
         return Report(facts, key, reused=True, stage_ms=clock.end())
+    # Before anything else reads the bodies: a broken module is reported as such, not as what failed over it.
+    engine = new_engine(job.profile, pooling=False)
+    _validate_bodies(engine, wasm)
     if facts.preinit:
-        # Validated first, so that a broken module is reported as such and not as a failed snapshot.
-        _validate_bodies(wasm, job.profile)
         clock.begin("preinit")
         wasm = preinit(
             Path(job.wasm_path),
@@ -122,34 +124,31 @@ def run_job(job: Job, on_stage: Callable[[str], None]) -> Report:
             has_start=after.has_start,
         )
     clock.begin("compile")
-    native = _compile(watch_growth(wasm), job.profile)
+    native = _compile(engine, watch_growth(wasm))
     output = Path(job.output_path)
     output.write_bytes(native)
     _try_load(output, job.profile)
     return Report(facts, key, reused=False, stage_ms=clock.end())
 
 
-def _compile(wasm: bytes, profile: EngineProfile) -> bytes:
+def _compile(engine: Engine, wasm: bytes) -> bytes:
     """Return the native code of *wasm*, for a pooling engine of the same profile."""
-    engine = new_engine(profile, pooling=False)
     try:
         return bytes(Module(engine, wasm).serialize())
-    except WasmtimeError as compile_error:
-        try:
-            Module.validate(engine, wasm)
-        except WasmtimeError as exc:
-            raise _invalid(exc) from compile_error
-        raise CompileFailedError(
-            f"the compiler refused the module: {_one_line(compile_error)}; build it with an optimising release profile"
-            " or split its largest function"
-        ) from compile_error
-
-
-def _validate_bodies(wasm: bytes, profile: EngineProfile) -> None:
-    try:
-        Module.validate(new_engine(profile, pooling=False), wasm)
     except WasmtimeError as exc:
-        raise _invalid(exc) from exc
+        raise CompileFailedError(
+            f"the compiler refused the module: {_one_line(exc)}; build it with an optimising release profile"
+            " or split its largest function"
+        ) from exc
+
+
+def _validate_bodies(engine: Engine, wasm: bytes) -> None:
+    try:
+        Module.validate(engine, wasm)
+    except WasmtimeError as exc:
+        raise InvalidModuleError(
+            f"the module is not valid: {_one_line(exc)}; rebuild it without proposals that are off on this host"
+        ) from exc
 
 
 def _try_load(native: Path, profile: EngineProfile) -> None:
@@ -162,12 +161,6 @@ def _try_load(native: Path, profile: EngineProfile) -> None:
             f"the compiled module does not fit this host's pool: {_one_line(exc)}; build it with fewer globals, tables"
             " or functions, or ask the operator to raise the pool settings"
         ) from exc
-
-
-def _invalid(exc: WasmtimeError) -> InvalidModuleError:
-    return InvalidModuleError(
-        f"the module is not valid: {_one_line(exc)}; rebuild it without proposals that are off on this host"
-    )
 
 
 def _one_line(exc: WasmtimeError) -> str:

@@ -12,6 +12,8 @@ from faas.errors import CompileLimitError
 
 _NICENESS = 10
 _PR_SET_PDEATHSIG = 1
+# Loaded here, so that a child between fork and exec finds it ready.
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 # What Python and Rust print when the kernel refuses memory (12: ENOMEM) or a thread's stack (11: EAGAIN).
 _OUT_OF_MEMORY = (b"memory allocation of", b"MemoryError", b"os error 12", b"os error 11", b"annot allocate memory")
 
@@ -28,8 +30,13 @@ def limit_process(*, cpu_s: int, memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     os.nice(_NICENESS)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    die_with_parent()
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the one that started it ends, in whatever way; an exec keeps that."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def died_of_memory(returncode: int, stderr: bytes) -> bool:

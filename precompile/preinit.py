@@ -10,7 +10,14 @@ from pathlib import Path
 
 from faas.errors import PreinitError
 from precompile.binary import shown
-from precompile.limits import cpu_limit_error, died_of_cpu, died_of_memory, memory_limit_error, wall_limit_error
+from precompile.limits import (
+    cpu_limit_error,
+    die_with_parent,
+    died_of_cpu,
+    died_of_memory,
+    memory_limit_error,
+    wall_limit_error,
+)
 
 _INSTALL = "pip install 'faas[preinit]'"
 
@@ -56,6 +63,8 @@ def preinit(
             cwd=scratch,
             timeout=timeout_s + 1,
             check=False,
+            # The kernel's own killing does not go down the tree. One system call, and nothing of Python that locks.
+            preexec_fn=die_with_parent,
         )
     except subprocess.TimeoutExpired as exc:
         raise wall_limit_error(timeout_s, doing) from exc

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from faas.artifacts.store import ArtifactStore, native_key
+from faas.artifacts.store import ArtifactStore, disk_watched, native_key
 from faas.config import HostConfig, PrecompileConfig
 from faas.errors import CompileFailedError, FaasError, InternalError
 from faas.manifest import Manifest
@@ -60,8 +60,19 @@ async def precompile(
     The bytes are never looked into by this process: all of that happens in a subprocess under the limits of
     ``config.precompile``. A module whose native code is already stored is validated only.
     Args: *on_progress* is called with each of ``STAGES`` as it begins (preinit only when there is one).
-    Raises: DeployError of the kind that fits; its message is for the person who deploys.
+    Raises: DeployError of the kind that fits; its message is for the person who deploys. StateError: the disk is full.
     """
+    with disk_watched():
+        return await _precompile(wasm, manifest, config, store, on_progress)
+
+
+async def _precompile(
+    wasm: bytes,
+    manifest: Manifest,
+    config: HostConfig,
+    store: ArtifactStore,
+    on_progress: Callable[[str], None] | None,
+) -> Precompiled:
     progress = on_progress or (lambda stage: None)
     profile = EngineProfile.from_config(config)
     digest = await asyncio.to_thread(lambda: hashlib.sha256(wasm).hexdigest())

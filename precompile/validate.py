@@ -15,8 +15,9 @@ from faas.errors import (
 )
 from faas.invocation import Kind
 from faas.manifest import Manifest
+from faas.nn import signatures as nn_signatures
 from faas.wasi import signatures
-from faas.wasm.engine import EngineProfile
+from faas.wasm.engine import GROW_FAILED_EXPORT, EngineProfile
 from precompile.binary import PAGE_BYTES, FuncType, Import, ItemKind, Layout, read_layout, shown
 
 WIZER_EXPORT = "wizer-initialize"
@@ -32,12 +33,13 @@ _HANDLE = FuncType("ii", "I")
 # What this host offers to guests: module -> name -> type.
 _OFFERED: dict[str, dict[str, FuncType]] = {
     signatures.MODULE: {name: FuncType(*signature) for name, signature in signatures.SIGNATURES.items()},
+    nn_signatures.MODULE: {name: FuncType(*signature) for name, signature in nn_signatures.SIGNATURES.items()},
 }
 
 # What to do about a module name that we know but don't offer; prefixes end in '*'.
 _HINTS: dict[str, str] = {
     signatures.MODULE: "WASI preview 1 has no such function; check the toolchain's version",
-    "wasi_ephemeral_nn": 'grant it with `models = ["NAME"]` under [capabilities]; this host has no model server yet',
+    nn_signatures.MODULE: 'grant it with `models = ["NAME"]` under [capabilities], or `faas deploy --model NAME`',
     "wasi_unstable": "built for an old WASI snapshot; rebuild for wasm32-wasip1",
     "wasi": "WASI threads are not offered; build without threads (wasm32-wasip1)",
     "env": "symbols the linker left undefined; link in the library or object file that defines them",
@@ -80,7 +82,8 @@ def validate(wasm: bytes, manifest: Manifest, profile: EngineProfile) -> ModuleF
     MemoryTooLargeError, PreinitError; each message names what to do next.
     """
     layout = read_layout(wasm)
-    _check_imports(layout.imports)
+    _check_imports(layout.imports, manifest)
+    _check_reserved(layout)
     kind = _kind_of(layout, manifest)
     memory_min_bytes = _check_memories(layout, manifest, profile)
     table_min_elements = _check_tables(layout, profile)
@@ -96,14 +99,15 @@ def validate(wasm: bytes, manifest: Manifest, profile: EngineProfile) -> ModuleF
     )
 
 
-def _check_imports(imports: Iterable[Import]) -> None:
+def _check_imports(imports: Iterable[Import], manifest: Manifest) -> None:
     """Refuse what this host does not offer, all of it in one message, each with what would help."""
     unknown: dict[str, list[str]] = {}
     names: list[str] = []
     n_unknown = 0
     for item in imports:
         offered = _OFFERED.get(item.module, {}).get(item.name)
-        if item.kind is ItemKind.FUNC and item.type == offered:
+        granted = item.module != nn_signatures.MODULE or bool(manifest.capabilities.models)
+        if item.kind is ItemKind.FUNC and item.type == offered and granted:
             continue
         n_unknown += 1
         if n_unknown > _MAX_SHOWN:
@@ -113,9 +117,9 @@ def _check_imports(imports: Iterable[Import]) -> None:
         hint = _hint(item.module)
         if item.kind is not ItemKind.FUNC:
             name += f" ({item.kind.value})"
-        elif offered is not None:
+        elif offered is not None and granted:
             name += f" {item.type}"
-            hint = f"the signature is wrong, WASI says {offered}; rebuild with a current toolchain"
+            hint = f"the signature is wrong, it should be {offered}; rebuild with a current toolchain"
         unknown.setdefault(hint, []).append(name)
     if unknown:
         listed = "; ".join(f"{', '.join(dict.fromkeys(group))} ({hint})" for hint, group in unknown.items())
@@ -125,6 +129,27 @@ def _check_imports(imports: Iterable[Import]) -> None:
             f"the module imports what this host does not offer: {listed}",
             imports=list(dict.fromkeys(names)),
         )
+
+
+def _check_reserved(layout: Layout) -> None:
+    """Refuse exports under names that mean something to this host and are not that."""
+    own = GROW_FAILED_EXPORT.decode()
+    for export in layout.exports:
+        if export.name.startswith(own):
+            raise InvalidModuleError(
+                f"the module exports {shown(export.name)!r}, and names that begin with {own!r} are this host's own;"
+                " rename it"
+            )
+        if export.name == "_initialize" and export.type != _START:
+            found = export.type or f"a {export.kind.value}"
+            raise UnknownKindError(
+                f"the module exports _initialize as {found}, and it is called as {_START} before the first request;"
+                " give it that type or another name"
+            )
+        if export.name == "memory" and export.kind is not ItemKind.MEMORY:
+            raise UnknownKindError(
+                f"the module exports a {export.kind.value} as `memory`; export the memory under that name, or rename it"
+            )
 
 
 def _import_name(item: Import) -> str:

@@ -82,7 +82,7 @@ class Host:
 
     def __init__(self, home: Path, **settings: Any) -> None:
         self.home = home
-        self.settings = {"home": str(home), "port": 0, "admin_port": 0, "workers": 1, **settings}
+        self.settings = {"home": str(home), "port": 0, "admin_port": 0, "workers": 1, "model_demo": False, **settings}
         self.process: subprocess.Popen[str] | None = None
         self.port = 0
         self.admin_port = 0
@@ -144,7 +144,7 @@ class Host:
                 os.kill(pid, signal.SIGKILL)
         self.wait()
         # Orphans are reaped by init; until then they hold their ports.
-        until(lambda: not any(_alive(pid) for pid in victims), what="killed processes are gone")
+        until(lambda: not any(alive(pid) for pid in victims), what="killed processes are gone")
 
     def dispose(self) -> None:
         """End whatever still runs, for a fixture's end."""
@@ -187,12 +187,12 @@ class Host:
     def token(self) -> str:
         return (self.home / "token").read_text().strip()
 
-    def admin(self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> Reply:
+    def admin(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> Reply:
         connection = http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=60)
         with contextlib.closing(connection):
-            connection.request(
-                method, path, body, {"Authorization": f"Bearer {self.token}", **(headers or {})}
-            )
+            connection.request(method, path, body, {"Authorization": f"Bearer {self.token}", **(headers or {})})
             response = connection.getresponse()
             return Reply(response.status, response.headers, response.read())
 
@@ -227,7 +227,7 @@ class Host:
         return deployment
 
     def serves(self, guest: str, **limits: Any) -> str:
-        """Have the committed *guest* deployed with *limits*, at the latest now, and return its name; it serves /NAME."""
+        """Have the committed *guest* deployed with *limits* by now, and return its name; it serves /NAME."""
         mark = "-" + hashlib.sha256(repr(sorted(limits.items())).encode()).hexdigest()[:6] if limits else ""
         name = guest + mark
         if name not in self._served:
@@ -270,7 +270,12 @@ class Host:
             return lines
 
 
-def _alive(pid: int) -> bool:
+MakeHost = Callable[..., Host]
+"""``make_host(home="", **settings)``: see conftest.py."""
+
+
+def alive(pid: int) -> bool:
+    """Return whether the process runs; one that only waits to be reaped does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):

@@ -8,13 +8,16 @@ import os
 import stat
 import tarfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from faas.errors import ArtifactMissingError, ArtifactTamperedError, ManifestError
 
 MIB = 1024 * 1024
 DEFAULT_MAX_BYTES = 64 * MIB
 _MAX_FILES = 10_000
+# What the guest's file system (faas/wasi/files.py) can name.
+_MAX_NAME_BYTES = 255
+_MAX_PATH_BYTES = 4096
 
 
 class Bundle(Mapping[str, memoryview]):
@@ -58,6 +61,8 @@ def pack_bundle(folder: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
     with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for path in _walk(folder):
             name = path.relative_to(folder).as_posix()
+            if (why := _unusable(name)) is not None:
+                raise ManifestError(f"files: {_cut(name)} {why}; rename it")
             status = path.lstat()
             n_files += 1
             if n_files > _MAX_FILES:
@@ -121,7 +126,12 @@ def _index(path: Path, members: list[tarfile.TarInfo], view: memoryview) -> Bund
     folders: set[str] = set()
     for member in members:
         name = _safe_name(path, member)
-        folders.update(parent.as_posix() for parent in PurePosixPath(name).parents if parent.name)
+        end_of_folder = name.rfind("/")
+        while end_of_folder > 0 and (folder := name[:end_of_folder]) not in folders:
+            folders.add(folder)
+            end_of_folder = name.rfind("/", 0, end_of_folder)
+        if len(folders) > _MAX_FILES:
+            raise ArtifactTamperedError(f"the bundle {path.name} holds more than {_MAX_FILES} folders; deploy fewer")
         if member.isdir():
             folders.add(name)
         elif member.type == tarfile.REGTYPE and not member.issparse():
@@ -133,12 +143,17 @@ def _index(path: Path, members: list[tarfile.TarInfo], view: memoryview) -> Bund
             raise ArtifactTamperedError(
                 f"the bundle {path.name} holds {name!r}, which is no regular file; deploy again"
             )
+    both = next((name for name in files if name in folders), None)
+    if both is not None:
+        raise ArtifactTamperedError(
+            f"the bundle {path.name} holds {_cut(both)} both as a file and as a folder; deploy again"
+        )
     return Bundle(files, frozenset(folders))
 
 
 def _members(path: Path, contents: mmap.mmap | bytes) -> list[tarfile.TarInfo]:
     try:
-        with tarfile.open(fileobj=_Window(contents), mode="r:") as tar:
+        with tarfile.open(fileobj=_Window(contents), mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
             members = []
             for member in tar:
                 members.append(member)
@@ -181,12 +196,32 @@ class _Window(io.RawIOBase):
 
 
 def _safe_name(path: Path, member: tarfile.TarInfo) -> str:
-    """Return a member's path once it can't lead out of the bundle."""
+    """Return a member's path once it can't lead out of the bundle and a guest can name it."""
     name = member.name
     parts = name.split("/")
     if not name or "\0" in name or "\\" in name or any(part in {"", ".", ".."} for part in parts):
-        raise ArtifactTamperedError(f"the bundle {path.name} holds the path {name!r}; deploy the function again")
+        raise ArtifactTamperedError(f"the bundle {path.name} holds the path {_cut(name)}; deploy the function again")
+    if (why := _unusable(name)) is not None:
+        raise ArtifactTamperedError(f"the bundle {path.name} holds the path {_cut(name)}, which {why}; deploy again")
     return name
+
+
+def _unusable(name: str) -> str | None:
+    """Return why no guest could open the relative path *name*, None if one can."""
+    try:
+        raw = name.encode()
+    except UnicodeEncodeError:
+        return "is not UTF-8"
+    if len(raw) > _MAX_PATH_BYTES:
+        return f"is longer than {_MAX_PATH_BYTES} bytes"
+    if max(map(len, raw.split(b"/"))) > _MAX_NAME_BYTES:
+        return f"has a part of more than {_MAX_NAME_BYTES} bytes"
+    return None
+
+
+def _cut(name: str) -> str:
+    """Return *name* quoted, fit for one line."""
+    return repr(name if len(name) <= 200 else name[:199] + "…")
 
 
 def _walk(folder: Path) -> Iterator[Path]:

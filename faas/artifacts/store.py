@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import mmap
@@ -13,10 +14,25 @@ from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 
-from faas.errors import ArtifactMissingError, ArtifactTamperedError, ConfigError
+from faas.errors import ArtifactMissingError, ArtifactTamperedError, ConfigError, StateError
 
 _KEY_BYTES = 32
 _HEX = frozenset("0123456789abcdef")
+_DISK_REFUSES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
+
+
+@contextmanager
+def disk_watched() -> Iterator[None]:
+    """Turn what a full or broken disk answers into a StateError; any other OSError stays what it is."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno not in _DISK_REFUSES:
+            raise
+        raise StateError(
+            f"disk full or broken under the host's home ({exc.strerror}): nothing was changed; make room there and"
+            " try again"
+        ) from exc
 
 
 def native_key(wasm_digest: str, preinit: str, fingerprint: str) -> str:
@@ -36,8 +52,9 @@ class ArtifactStore:
     """
     Files under ``root/artifacts`` and the signing key under ``root/keys``; holds no descriptor, lives as long as liked.
 
-    Every file appears whole or not at all (written aside, synced, renamed), readable by the host's user only.
+    Every file appears whole or not at all (written in ``scratch``, synced, renamed), readable by the host's user only.
     Several processes may use one root at once; ``remove_unreferenced`` is for the control process alone.
+    A full disk is a StateError, and leaves what was there before.
     Thread: safe; long hashes release the GIL.
     """
 
@@ -70,7 +87,7 @@ class ArtifactStore:
 
     def put_wasm(self, wasm: bytes) -> str:
         """Keep *wasm* and return its digest; keeping the same bytes again changes nothing."""
-        return _put_by_digest(self._wasm, ".wasm", wasm)
+        return self._put_by_digest(self._wasm, ".wasm", wasm)
 
     def wasm_path(self, digest: str) -> Path:
         """
@@ -84,7 +101,7 @@ class ArtifactStore:
 
     def put_bundle(self, archive: bytes) -> str:
         """Keep a bundle's archive and return its digest; keeping the same bytes again changes nothing."""
-        return _put_by_digest(self._bundles, ".tar", archive)
+        return self._put_by_digest(self._bundles, ".tar", archive)
 
     def bundle_path(self, digest: str) -> Path:
         """
@@ -108,10 +125,11 @@ class ArtifactStore:
             return
         target = _named(self._native, key, ".cwasm")
         mac = self._mac(key, file)
-        os.chmod(file, 0o400)
-        _sync_file(file)
-        os.replace(file, target)
-        _write_whole(target.with_suffix(".mac"), mac)
+        with disk_watched():
+            os.chmod(file, 0o400)
+            _sync_file(file)
+            os.replace(file, target)
+            self._write_whole(target.with_suffix(".mac"), mac)
 
     def open_native(self, key: str) -> Path:
         """
@@ -132,6 +150,25 @@ class ArtifactStore:
             )
         return path
 
+    def read_native(self, key: str) -> bytes:
+        """
+        Return the native code under *key*: the very bytes that were proved, whatever happens to the file afterwards.
+
+        Raises: ArtifactMissingError, ArtifactTamperedError; after either, compile again from the kept module.
+        """
+        path = _named(self._native, key, ".cwasm")
+        try:
+            expected = path.with_suffix(".mac").read_bytes()
+            native = path.read_bytes()
+        except FileNotFoundError as exc:
+            raise ArtifactMissingError(f"no native code is stored under {key}; deploy the function again") from exc
+        if not hmac.compare_digest(self._mac_of(key, native), expected):
+            raise ArtifactTamperedError(
+                f"the native code under {key} is not what this host compiled; it was not loaded: deploy the function"
+                " again"
+            )
+        return native
+
     def has_native(self, key: str) -> bool:
         """Return whether ``open_native(key)`` would succeed."""
         try:
@@ -146,30 +183,61 @@ class ArtifactStore:
         """
         Remove all that is not named, and return how many files that were; files in use stay readable until closed.
 
-        Not while something is being put: its half-written file counts as unnamed.
+        What is named may be put meanwhile: half-written files are in ``scratch`` and not looked at.
         """
         kept = {self._wasm: wasm_digests, self._native: keys, self._bundles: bundle_digests}
         n_removed = 0
         for folder, names in kept.items():
             for path in list(folder.iterdir()):
-                if path.suffix == ".tmp" or path.name.partition(".")[0] not in names:
+                if path.name.partition(".")[0] not in names:
                     path.unlink(missing_ok=True)
                     n_removed += 1
         return n_removed
 
     def clear_scratch(self) -> None:
-        """Remove what jobs left behind when their host was killed; for the control process, before its first job."""
+        """Remove what jobs and writers left behind when their host was killed; only before the first of either."""
         for path in list(self._scratch.iterdir()):
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink()
 
+    # --- writing ----------------------------------------------------------------------------------------------------
+
+    def _put_by_digest(self, folder: Path, suffix: str, contents: bytes) -> str:
+        digest = hashlib.sha256(contents).hexdigest()
+        path = folder / (digest + suffix)
+        # A file that was changed on disk has the right name and wrong bytes: write it anew.
+        try:
+            _verified(path, digest, "file")
+        except (ArtifactMissingError, ArtifactTamperedError):
+            with disk_watched():
+                self._write_whole(path, contents)
+        return digest
+
+    def _write_whole(self, path: Path, contents: bytes) -> None:
+        """Write *contents* aside, sync, and rename into place: readers see the old file or the new one, no part."""
+        aside = self._scratch / f"{path.name}.{secrets.token_hex(8)}.tmp"
+        try:
+            descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
+            with open(descriptor, "wb") as file:
+                file.write(contents)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
     def _mac(self, key: str, file: Path) -> bytes:
         """Return the HMAC-SHA-256 over key and contents; the key is of fixed length, so the two can't blur."""
         # The contents go into the outer MAC as their hash: one pass over the mapped file, with the GIL released.
         with _mapped(file) as contents:
-            digest = hashlib.sha256(contents).digest()
+            return self._mac_of(key, contents)
+
+    def _mac_of(self, key: str, contents: bytes | mmap.mmap) -> bytes:
+        digest = hashlib.sha256(contents).digest()
         return hmac.digest(self._key, bytes.fromhex(key) + digest, "sha256")
 
 
@@ -199,33 +267,6 @@ def _mapped(path: Path) -> Iterator[mmap.mmap | bytes]:
             return
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents:
             yield contents
-
-
-def _put_by_digest(folder: Path, suffix: str, contents: bytes) -> str:
-    digest = hashlib.sha256(contents).hexdigest()
-    path = folder / (digest + suffix)
-    # A file that was changed on disk has the right name and wrong bytes: write it anew.
-    try:
-        _verified(path, digest, "file")
-    except (ArtifactMissingError, ArtifactTamperedError):
-        _write_whole(path, contents)
-    return digest
-
-
-def _write_whole(path: Path, contents: bytes) -> None:
-    """Write *contents* aside, sync, and rename into place: readers see the old file or the new one, never a part."""
-    aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
-        with open(descriptor, "wb") as file:
-            file.write(contents)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
 
 
 def _sync_file(path: Path) -> None:

@@ -14,7 +14,9 @@ from faas.cli.commands.deploy import deploy
 from faas.cli.commands.doctor import doctor
 from faas.cli.commands.functions import inspect, list_, remove, versions
 from faas.cli.commands.invoke import invoke
+from faas.cli.commands.keys import keys
 from faas.cli.commands.logs import logs
+from faas.cli.commands.models import models
 from faas.cli.commands.new import new
 from faas.cli.commands.run import run
 from faas.cli.commands.serve import serve
@@ -56,6 +58,8 @@ app.command()(remove)
 app.command()(versions)
 app.command()(logs)
 app.command()(status)
+app.add_typer(models, name="models")
+app.add_typer(keys, name="keys")
 app.command()(run)
 app.command()(new)
 app.command()(doctor)

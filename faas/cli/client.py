@@ -91,6 +91,11 @@ class AdminClient:
         async with self._send("GET", path) as response:
             return json.loads(await response.read())
 
+    async def send(self, method: str, path: str, document: Any) -> Any:
+        """Send *document* as JSON and return the JSON document that answers it."""
+        async with self._send(method, path, json=document) as response:
+            return json.loads(await response.read())
+
     async def delete(self, path: str) -> None:
         """Delete what is at *path*."""
         async with self._send("DELETE", path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 
 import typer
 
@@ -28,3 +29,8 @@ def pairs(values: list[str], option: str, separator: str = "=") -> list[tuple[st
             raise typer.BadParameter(f"{value!r} is not of the form LEFT{separator}RIGHT", param_hint=option)
         found.append((left, right))
     return found
+
+
+def segment(name: str) -> str:
+    """Return *name* as one segment of a URL's path, whatever is in it."""
+    return quote(name, safe="") or "%20"

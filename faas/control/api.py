@@ -12,17 +12,21 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import BodyPartReader, web
 
 from faas import __version__
+from faas.artifacts.store import disk_watched
 from faas.clock import Clock
-from faas.config import HostConfig
+from faas.config import HostConfig, ModelName
 from faas.control import views
 from faas.control.deployer import Deployer, Upload
+from faas.control.keys import ANONYMOUS, KeyRing
 from faas.control.logs import FunctionLogs
+from faas.control.models import KnownModel, ModelRegistry
+from faas.control.modelserver import ModelServerState, ModelSupervisor
 from faas.control.openapi import ENDPOINTS, JSON, NDJSON, TOML, Endpoint, openapi_document
 from faas.control.stats import Counts, prometheus_text
 from faas.control.supervisor import Supervisor, WorkerState
@@ -31,19 +35,23 @@ from faas.errors import (
     FaasError,
     InternalError,
     MethodNotAllowedError,
+    ModelNotFoundError,
     RouteNotFoundError,
     UnauthorizedError,
     UploadTooLargeError,
 )
+from faas.invocation import Deployment
 from faas.log import event, exception
 from faas.manifest import Manifest, manifest_from_builtins, manifest_from_toml
 from faas.problems import CONTENT_TYPE, headers_of, status_of, to_problem
 from faas.state.base import State
+from faas.wire.models import ModelCard
 
 MAX_MANIFEST_BYTES = 1024 * 1024
 MAX_TAIL_LINES = 100_000
 _CHUNK_BYTES = 1024 * 1024
 
+T = TypeVar("T", bound=msgspec.Struct)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _logger = logging.getLogger(__name__)
@@ -66,6 +74,9 @@ class AdminApi:
         state: State,
         deployer: Deployer,
         supervisor: Supervisor,
+        models: ModelRegistry,
+        model_server: ModelSupervisor,
+        keys: KeyRing,
         logs: FunctionLogs,
         counts: Counts,
         clock: Clock,
@@ -79,6 +90,9 @@ class AdminApi:
         self._state = state
         self._deployer = deployer
         self._supervisor = supervisor
+        self._models = models
+        self._model_server = model_server
+        self._keys = keys
         self._logs = logs
         self._counts = counts
         self._clock = clock
@@ -101,7 +115,7 @@ class AdminApi:
 
         async def guarded(request: web.Request) -> web.StreamResponse:
             scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._token):
+            if scheme.lower() != "bearer" or not hmac.compare_digest(_raw(given), self._token):
                 raise UnauthorizedError(
                     "the admin token is missing or wrong; send 'Authorization: Bearer TOKEN' with the content of "
                     "the file 'token' in the host's home"
@@ -137,6 +151,7 @@ class AdminApi:
                     msgspec.structs.replace(worker, gauges=gauges.get(worker.worker, {}))
                     for worker in self._supervisor.workers()
                 ],
+                model_server=self._model_server.view(),
             )
         )
 
@@ -167,7 +182,7 @@ class AdminApi:
         return _json(
             views.FunctionView(
                 name=deployment.function,
-                active=views.deployment_view(deployment, self._public_url),
+                active=self._view(deployment),
                 wasm_bytes=sizes.wasm_bytes,
                 artifact_bytes=sizes.artifact_bytes,
                 bundle_bytes=sizes.bundle_bytes,
@@ -206,8 +221,9 @@ class AdminApi:
             await self._state.active(name)
         # Nothing is awaited between these two, so no line is shown twice and none is missed.
         follower = self._logs.follow(name) if follow else None
-        lines = self._logs.tail(name, n_lines)
+        tail = self._logs.snapshot(name)
         try:
+            lines = await tail.last_lines(n_lines)
             response = web.StreamResponse(headers={"Content-Type": NDJSON, "Cache-Control": "no-store"})
             await response.prepare(request)
             if lines:
@@ -226,6 +242,7 @@ class AdminApi:
     async def metrics(self, _request: web.Request) -> web.StreamResponse:
         """GET /metrics"""
         workers = self._supervisor.workers()
+        model_server = self._model_server.view()
         text = prometheus_text(
             self._counts.totals(),
             self._counts.gauges(),
@@ -233,12 +250,101 @@ class AdminApi:
                 "faas_functions": len(await self._state.active_deployments()),
                 "faas_generation": self._supervisor.generation,
                 "faas_uptime_seconds": self._clock.monotonic() - self._began,
+                "faas_model_server_restarts": self._model_server.restarts,
+                "faas_model_server_rss_bytes": model_server.rss_bytes,
+                "faas_model_server_serving": model_server.state == ModelServerState.SERVING.value,
+                "faas_models": len(self._models.offered()),
                 "faas_workers": len(workers),
                 "faas_workers_serving": sum(worker.state == WorkerState.SERVING.value for worker in workers),
             },
             {worker.worker: worker.restarts for worker in workers},
+            keys=self._counts.key_totals(),
+            models=self._model_server.counts.totals(),
+            model_gauges=self._model_server.counts.gauges(),
         )
         return web.Response(body=text.encode(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    # ---- models and keys ---------------------------------------------------------------------------------------------
+
+    async def models(self, _request: web.Request) -> web.StreamResponse:
+        """GET /api/models"""
+        cards = await self._model_server.cards()
+        known = [self._model_view(model, cards.get(model.name)) for model in self._models.known()]
+        return _json(views.Models(models=known, server=self._model_server.view()))
+
+    async def model(self, request: web.Request) -> web.StreamResponse:
+        """GET /api/models/{name}"""
+        name = request.match_info["name"]
+        model = self._models.get(name)
+        if model is None:
+            raise ModelNotFoundError(f"no model {name!r} is registered; 'faas models list' shows those that are")
+        return _json(self._model_view(model, (await self._model_server.cards()).get(name)))
+
+    async def add_model(self, request: web.Request) -> web.StreamResponse:
+        """PUT /api/models/{name}"""
+        name = _name_of(request)
+        path = Path((await _document(request, views.AddModel)).path)
+        if not path.is_absolute() or "\0" in str(path):
+            raise BadRequestError("path: give the absolute path of a GGUF file on the host's machine")
+        model = await self._models.add(name, path)
+        return _json(self._model_view(model, (await self._model_server.cards()).get(name)), status=201)
+
+    async def remove_model(self, request: web.Request) -> web.StreamResponse:
+        """DELETE /api/models/{name}"""
+        await self._models.remove(request.match_info["name"])
+        return web.Response(status=204)
+
+    async def keys(self, _request: web.Request) -> web.StreamResponse:
+        """GET /api/keys"""
+        totals = self._counts.key_totals()
+        return _json(
+            views.Keys(
+                [
+                    views.KeyView(
+                        name=entry.name,
+                        tokens_per_minute=entry.tokens_per_minute,
+                        added_at=entry.added_at,
+                        counters=totals.get(entry.name, {}),
+                    )
+                    for entry in await self._keys.entries()
+                ],
+                anonymous=totals.get(ANONYMOUS, {}),
+            )
+        )
+
+    async def add_key(self, request: web.Request) -> web.StreamResponse:
+        """POST /api/keys"""
+        wanted = await _document(request, views.AddKey)
+        entry, text = await self._keys.add(wanted.name, wanted.tokens_per_minute)
+        view = views.NewKey(
+            name=entry.name, key=text, tokens_per_minute=entry.tokens_per_minute, added_at=entry.added_at
+        )
+        response = _json(view, status=201)
+        response.headers["Cache-Control"] = "no-store"
+        return response
+
+    async def remove_key(self, request: web.Request) -> web.StreamResponse:
+        """DELETE /api/keys/{name}"""
+        await self._keys.remove(request.match_info["name"])
+        return web.Response(status=204)
+
+    def _model_view(self, model: KnownModel, card: ModelCard | None) -> views.ModelView:
+        counts = self._model_server.counts
+        return views.ModelView(
+            name=model.name,
+            path=model.path,
+            source=model.source,
+            digest=model.digest,
+            bytes=model.bytes,
+            architecture=model.architecture or (card.architecture if card is not None else ""),
+            n_ctx_train=model.n_ctx_train or (card.n_ctx_train if card is not None else 0),
+            n_ctx=card.n_ctx if card is not None else 0,
+            loaded=card is not None and card.loaded,
+            added_at=model.added_at,
+            problem=model.problem or self._model_server.refused.get(model.name, ""),
+            counters=counts.totals().get(model.name, {}),
+            gauges=counts.gauges().get(model.name, {}),
+        )
 
     # ---- changing ---------------------------------------------------------------------------------------------------
 
@@ -248,13 +354,15 @@ class AdminApi:
             if NDJSON in request.headers.get("Accept", ""):
                 return await self._deploy_told(request, upload)
             deployment = await self._deployer.deploy(upload, _untold)
-        view = views.deployment_view(deployment, self._public_url)
-        return _json(view, status=201)
+        return _json(self._view(deployment), status=201)
 
     async def remove(self, request: web.Request) -> web.StreamResponse:
         """DELETE /api/functions/{name}"""
         await self._deployer.remove(request.match_info["name"])
         return web.Response(status=204)
+
+    def _view(self, deployment: Deployment) -> views.DeploymentView:
+        return views.deployment_view(deployment, self._public_url, self._models.warnings(deployment.manifest))
 
     async def _deploy_told(self, request: web.Request, upload: Upload) -> web.StreamResponse:
         """Deploy with one NDJSON line per stage; a caller that hangs up cancels what is not committed yet."""
@@ -273,7 +381,7 @@ class AdminApi:
                 await asyncio.wait((task,))
         last: views.DoneEvent | views.FailedEvent
         try:
-            last = views.DoneEvent(views.deployment_view(task.result(), self._public_url))
+            last = views.DoneEvent(self._view(task.result()))
         except FaasError as exc:
             last = views.FailedEvent(to_problem(exc, request[REQUEST_ID]))
         except Exception as exc:
@@ -366,9 +474,9 @@ def _bug(exc: Exception, request: web.Request) -> InternalError:
 
 
 async def _save(part: BodyPartReader, path: Path, limit_bytes: int) -> None:
-    """Stream *part* to *path*; raises UploadTooLargeError."""
+    """Stream *part* to *path*; raises UploadTooLargeError, StateError when the disk is full."""
     n_bytes = 0
-    with path.open("wb") as file:
+    with disk_watched(), path.open("wb") as file:
         while chunk := await part.read_chunk(_CHUNK_BYTES):
             n_bytes += len(chunk)
             if n_bytes > limit_bytes:
@@ -400,11 +508,38 @@ def _manifest_of(blob: bytes, content_type: str, name: str) -> Manifest:
     return manifest
 
 
+def _name_of(request: web.Request) -> str:
+    """Return the name in the path; raises BadRequestError if no model can have it."""
+    try:
+        return msgspec.convert(request.match_info["name"], ModelName)
+    except msgspec.ValidationError as exc:
+        raise BadRequestError(
+            "a name is 1 to 64 letters, digits, '.', '_' and '-', and begins with a letter or a digit"
+        ) from exc
+
+
+async def _document(request: web.Request, kind: type[T]) -> T:
+    """Return the JSON body as a *kind*; raises BadRequestError."""
+    try:
+        return msgspec.json.decode(await request.read(), type=kind)
+    except web.HTTPRequestEntityTooLarge as exc:
+        raise BadRequestError("the body is far larger than the document that is wanted") from exc
+    except (msgspec.DecodeError, msgspec.ValidationError) as exc:
+        raise BadRequestError(
+            f"the body is not the JSON that is wanted: {exc}; /api/openapi.json has its schema"
+        ) from exc
+
+
 def _int_of(request: web.Request, key: str, default: int, maximum: int) -> int:
     text = request.query.get(key, str(default))
     if not (text.isascii() and text.isdigit() and int(text) <= maximum):
         raise BadRequestError(f"{key}={text!r} is not a number from 0 to {maximum}")
     return int(text)
+
+
+def _raw(header: str) -> bytes:
+    """Return a header's bytes as they were sent: aiohttp keeps what is not UTF-8 as surrogates."""
+    return header.strip().encode("utf-8", "surrogateescape")
 
 
 def _untold(_stage: str) -> None:

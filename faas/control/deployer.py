@@ -14,12 +14,19 @@ from faas.artifacts.bundle import check_bundle
 from faas.artifacts.store import ArtifactStore
 from faas.clock import Clock
 from faas.control.compiler import Compiled, Compiler
-from faas.errors import ArtifactError, ArtifactMissingError, FaasError, StateError
-from faas.invocation import Deployment
+from faas.errors import ArtifactError, ArtifactMissingError, FaasError, FrameTooLargeError, ManifestError, StateError
+from faas.invocation import Deployment, Kind
 from faas.log import event, exception
 from faas.manifest import Manifest
 from faas.routes import refuse_conflicts
 from faas.state.base import NewVersion, State
+from faas.wire.framing import encode_frame
+from faas.wire.messages import Table
+
+MAX_TABLE_BYTES = 32 * 1024 * 1024
+"""What all that is served may take as one message; half of what a frame may, so no deploy can make one too large."""
+REMEMBER_FAILURE_S = 10.0
+"""How long a failed remake is the answer to whoever asks again: each try is a whole job."""
 
 T = TypeVar("T")
 
@@ -70,6 +77,7 @@ class Deployer:
         self._lock = asyncio.Lock()
         self._active: dict[str, Deployment] = {}
         self._remaking: dict[str, asyncio.Task[None]] = {}
+        self._failed: dict[str, tuple[float, Exception]] = {}  # key → (when to try again, what it met)
 
     async def restore(self) -> tuple[Deployment, ...]:
         """
@@ -103,9 +111,9 @@ class Deployer:
             except BaseException as exc:
                 reason = exc.message if isinstance(exc, FaasError) else type(exc).__name__
                 event(_logger, "deploy.refused", level=logging.WARNING, function=name, reason=reason)
-                await _see_through(self._sweep())
+                await see_through(self._sweep())
                 raise
-            deployment = await _see_through(self._serve(new, on_progress))
+            deployment = await see_through(self._serve(new, on_progress))
             event(
                 _logger,
                 "deploy.done",
@@ -124,15 +132,21 @@ class Deployer:
         Raises: FunctionNotFoundError, StateError.
         """
         async with self._lock:
-            await _see_through(self._remove(name))
+            await see_through(self._remove(name))
 
     async def remake(self, deployment: Deployment) -> None:
         """
         Put the missing or damaged native code of *deployment* back; those who ask for one key share one job.
 
+        A failure is answered for the next ``REMEMBER_FAILURE_S`` without another job.
         Raises: ArtifactError, DeployError.
         """
         key = deployment.artifact_key
+        if key in self._failed:
+            until, failure = self._failed[key]
+            if self._clock.monotonic() < until:
+                raise failure.with_traceback(None)
+            del self._failed[key]
         if key not in self._remaking:
             task = asyncio.create_task(self._remake(deployment))
             self._remaking[key] = task
@@ -169,12 +183,14 @@ class Deployer:
     async def _build(self, upload: Upload, on_progress: Callable[[str], None]) -> NewVersion:
         """Everything that needs no worker: routes, compile, store."""
         manifest = upload.manifest
+        await asyncio.to_thread(_refuse_large_table, {**self._active, manifest.name: _sized_like(manifest)})
         refuse_conflicts(manifest.name, manifest.routes, await self._state.routes())
         bundle = b"" if upload.bundle is None else await asyncio.to_thread(upload.bundle.read_bytes)
         if bundle:
             await asyncio.to_thread(check_bundle, bundle)
         wasm = await asyncio.to_thread(upload.module.read_bytes)
         made: Compiled = await self._compiler.precompile(wasm, manifest, on_progress)
+        self._failed.pop(made.artifact_key, None)
         return NewVersion(
             manifest=manifest,
             kind=made.kind,
@@ -243,11 +259,17 @@ class Deployer:
         event(_logger, "restore.recompiled", function=deployment.function, version=deployment.version)
 
     async def _remake(self, deployment: Deployment) -> None:
-        made = await self._compiler.recompile(deployment)
-        if made.artifact_key != deployment.artifact_key:
-            raise ArtifactMissingError(
-                f"the engine is another one than when {deployment.function!r} was loaded; restart the host"
-            )
+        try:
+            made = await self._compiler.recompile(deployment)
+            if made.artifact_key != deployment.artifact_key:
+                raise ArtifactMissingError(
+                    f"the engine is another one than when {deployment.function!r} was loaded; restart the host"
+                )
+        except Exception as exc:
+            now = self._clock.monotonic()
+            self._failed = {key: failed for key, failed in self._failed.items() if now < failed[0]}
+            self._failed[deployment.artifact_key] = (now + REMEMBER_FAILURE_S, exc)
+            raise
         event(_logger, "artifact.remade", function=deployment.function, version=deployment.version)
 
     async def _sweep(self) -> None:
@@ -261,7 +283,26 @@ class Deployer:
             exception(_logger, "store.sweep_failed", exc)
 
 
-async def _see_through(work: Coroutine[Any, Any, T]) -> T:
+def _sized_like(manifest: Manifest) -> Deployment:
+    """Return a deployment that takes as many bytes as *manifest*'s can."""
+    digest = "0" * 64
+    return Deployment(manifest.name, 2**32, Kind.REACTOR, digest, digest, digest, manifest, created_at=1.5)
+
+
+def _refuse_large_table(active: dict[str, Deployment]) -> None:
+    """Raises ManifestError if the workers could not be told of *active* in one message."""
+    try:
+        n_bytes = len(encode_frame(Table(generation=2**32, deployments=tuple(active.values()))))
+    except FrameTooLargeError:
+        n_bytes = MAX_TABLE_BYTES + 1
+    if n_bytes > MAX_TABLE_BYTES:
+        raise ManifestError(
+            f"with this function the manifests of all {len(active)} would take more than {MAX_TABLE_BYTES} bytes"
+            " together; shorten env, routes or models in function.toml, or remove functions that are not needed"
+        )
+
+
+async def see_through(work: Coroutine[Any, Any, T]) -> T:
     """Return what *work* returns; a cancellation waits until it is done."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
@@ -272,6 +313,6 @@ async def _see_through(work: Coroutine[Any, Any, T]) -> T:
             cancelled = exc
     if cancelled is not None:
         if not task.cancelled() and (failure := task.exception()) is not None:
-            exception(_logger, "deploy.failed_unheard", failure)
+            exception(_logger, "change.failed_unheard", failure)
         raise cancelled
     return task.result()

@@ -10,7 +10,9 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from faas.clock import Clock
 from faas.log import event
@@ -59,6 +61,30 @@ class Follower:
             yield blob
 
 
+class Snapshot:
+    """One function's files as they were at one moment; lives until ``last_lines`` returns, so call that once."""
+
+    def __init__(self, files: list[tuple[BinaryIO, int]]) -> None:
+        """Use ``FunctionLogs.snapshot``. Args: *files* are open, newest first, each with the size that counts."""
+        self._files = files
+
+    async def last_lines(self, n_lines: int) -> list[bytes]:
+        """Return the last *n_lines* lines, oldest first, each with its newline; read in a thread, from the end."""
+        try:
+            return await asyncio.to_thread(self._read, n_lines)
+        finally:
+            for file, _ in self._files:
+                file.close()
+
+    def _read(self, n_lines: int) -> list[bytes]:
+        lines: list[bytes] = []
+        for file, size in self._files:
+            if len(lines) >= n_lines:
+                break
+            lines = [*_last_lines(file, size, n_lines - len(lines)), *lines]
+        return lines
+
+
 class FunctionLogs:
     """
     The log files ``DIR/NAME.jsonl`` of all functions; lives as long as the host.
@@ -88,16 +114,15 @@ class FunctionLogs:
             if not follower.offer(blob):
                 self._followers.discard(follower)
 
-    def tail(self, function: str, n_lines: int) -> list[bytes]:
-        """Return the last *n_lines* lines of *function*, oldest first, each with its newline."""
-        if n_lines <= 0 or not _NAME.fullmatch(function):
-            return []
-        lines: list[bytes] = []
-        for path in self._files(function):
-            lines = [*_last_lines(path, n_lines - len(lines)), *lines]
-            if len(lines) >= n_lines:
-                break
-        return lines
+    def snapshot(self, function: str) -> Snapshot:
+        """Return what is written of *function* right now: what comes later, a rotation too, does not change it."""
+        files: list[tuple[BinaryIO, int]] = []
+        if _NAME.fullmatch(function):
+            for path in self._files(function):
+                with suppress(FileNotFoundError):
+                    file = path.open("rb")
+                    files.append((file, file.seek(0, os.SEEK_END)))
+        return Snapshot(files)
 
     def follow(self, function: str) -> Follower:
         """Return a reader of every line that is appended from now on; ``unfollow`` it."""
@@ -169,18 +194,14 @@ class FunctionLogs:
                 newer.replace(older)
 
 
-def _last_lines(path: Path, n_lines: int) -> list[bytes]:
-    """Read *path* backwards until *n_lines* lines are found; a last line without newline is one too."""
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        return []
-    with file:
-        position = file.seek(0, os.SEEK_END)
-        found = b""
-        while position and found.count(b"\n") <= n_lines:
-            step = min(_READ_BYTES, position)
-            position -= step
-            file.seek(position)
-            found = file.read(step) + found
-    return found.splitlines(keepends=True)[-n_lines:]
+def _last_lines(file: BinaryIO, size: int, n_lines: int) -> list[bytes]:
+    """Read the first *size* bytes of *file* backwards until *n_lines* are found; a last line may lack its newline."""
+    blocks: list[bytes] = []
+    n_newlines = 0
+    while size and n_newlines <= n_lines:
+        step = min(_READ_BYTES, size)
+        size -= step
+        file.seek(size)
+        blocks.append(file.read(step))
+        n_newlines += blocks[-1].count(b"\n")
+    return b"".join(reversed(blocks)).splitlines(keepends=True)[-n_lines:]

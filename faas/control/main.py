@@ -26,7 +26,10 @@ from faas.config import HostConfig
 from faas.control.api import AdminApi
 from faas.control.compiler import JobCompiler
 from faas.control.deployer import Deployer
+from faas.control.keys import KeyRing
 from faas.control.logs import FunctionLogs
+from faas.control.models import ModelRegistry
+from faas.control.modelserver import ModelSupervisor, why_no_models
 from faas.control.stats import Counts
 from faas.control.supervisor import Supervisor
 from faas.control.views import base_url
@@ -36,6 +39,8 @@ from faas.state.sqlite import SqliteState
 
 ADMIN_HOST = "127.0.0.1"
 """The admin API is for this machine; a tunnel is the way in from elsewhere."""
+MODEL_SERVER_PATIENCE_S = 10.0
+"""How long a start waits for the model server; a host without it is useful too, and it may come later."""
 PORT_PATIENCE_S = 5.0
 """Workers of a host that was killed need a moment until they notice and let go of the port."""
 _PORT_POLL_S = 0.1
@@ -53,6 +58,10 @@ class RunningHost(msgspec.Struct, frozen=True):
     home: str
     token_path: str
     workers: int
+    models: tuple[str, ...] = ()
+    """Those that are offered."""
+    models_problem: str = ""
+    """Why none of the host's models can be used just now, '' if they can or there are none."""
 
 
 async def serve(config: HostConfig, on_ready: Callable[[RunningHost], Awaitable[None] | None] | None = None) -> None:
@@ -114,6 +123,7 @@ async def _running(config: HostConfig) -> AsyncIterator[RunningHost]:
         upload_dir = _fresh_folder(home / "tmp")
         run_dir = stack.enter_context(_run_folder(home))
         store = await asyncio.to_thread(ArtifactStore, home)
+        await asyncio.to_thread(store.clear_scratch)
         state = await SqliteState.open(home / "state.db", clock)
         stack.push_async_callback(state.aclose)
         logs = FunctionLogs(home / "logs" / "functions", config.log_rotate_bytes, clock)
@@ -130,12 +140,15 @@ async def _running(config: HostConfig) -> AsyncIterator[RunningHost]:
             for function, blob in by_function.items():
                 logs.append(function, blob)
 
+        missing = why_no_models(config)
+        model_server = ModelSupervisor(config, run_dir=run_dir, clock=clock, missing=missing)
         supervisor = Supervisor(
             config,
             run_dir=run_dir,
             public_host=config.host,
             public_port=public_port,
             clock=clock,
+            model_access=model_server.access,
             on_lines=take_lines,
             on_stats=counts.report,
             on_gone=counts.retire,
@@ -143,9 +156,16 @@ async def _running(config: HostConfig) -> AsyncIterator[RunningHost]:
         deployer = Deployer(
             state=state, store=store, compiler=JobCompiler(config, store), fleet=supervisor, clock=clock
         )
+        keys = KeyRing(state, supervisor)
+        models = ModelRegistry(config, state=state, server=model_server, fleet=supervisor, missing=missing)
+        await models.restore()
+        stack.push_async_callback(models.aclose)
         deployments = await deployer.restore()
+        # It ends after the workers: what they finish while they drain may need it.
+        stack.push_async_callback(model_server.aclose)
+        model_server.start(models.offered(), models.digests())
         stack.push_async_callback(supervisor.drain)
-        await supervisor.start(deployments, deployer)
+        await supervisor.start(deployments, deployer, models=models.names(), keys=await keys.keys())
         stack.push_async_callback(deployer.aclose)
 
         api = AdminApi(
@@ -156,6 +176,9 @@ async def _running(config: HostConfig) -> AsyncIterator[RunningHost]:
             state=state,
             deployer=deployer,
             supervisor=supervisor,
+            models=models,
+            model_server=model_server,
+            keys=keys,
             logs=logs,
             counts=counts,
             clock=clock,
@@ -166,6 +189,8 @@ async def _running(config: HostConfig) -> AsyncIterator[RunningHost]:
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         await web.SockSite(runner, admin_socket).start()
+        await model_server.settled(MODEL_SERVER_PATIENCE_S)
+        models.start()
 
         host = RunningHost(
             pid=os.getpid(),
@@ -174,6 +199,8 @@ async def _running(config: HostConfig) -> AsyncIterator[RunningHost]:
             home=str(home),
             token_path=str(home / "token"),
             workers=config.n_workers,
+            models=models.names().names,
+            models_problem=model_server.view().reason if models.offered() else "",
         )
         stack.enter_context(_announced(home, host))
         event(
@@ -184,6 +211,7 @@ async def _running(config: HostConfig) -> AsyncIterator[RunningHost]:
             home=home,
             workers=config.n_workers,
             functions=len(deployments),
+            models=len(models.names().names),
         )
         yield host
     event(_logger, "host.stopped")

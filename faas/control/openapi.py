@@ -46,6 +46,8 @@ class Endpoint(msgspec.Struct, frozen=True):
     public: bool = False
     """True: answers without a token."""
     upload: bool = False
+    body: type[msgspec.Struct] | None = None
+    """The struct that the request's JSON carries."""
     refusals: dict[int, str] = {}
 
 
@@ -116,6 +118,68 @@ ENDPOINTS = (
         refusals={400: "A parameter is out of its range.", **_NOT_FOUND},
     ),
     Endpoint(
+        "GET",
+        "/api/models",
+        "models",
+        "Every model, and the process that serves them.",
+        content={JSON: views.Models},
+    ),
+    Endpoint(
+        "GET",
+        "/api/models/{name}",
+        "model",
+        "One model.",
+        content={JSON: views.ModelView},
+        refusals={404: "No such model."},
+    ),
+    Endpoint(
+        "PUT",
+        "/api/models/{name}",
+        "add_model",
+        "Register a GGUF file of the host's machine; the answer comes when it can be used.",
+        status=201,
+        content={JSON: views.ModelView},
+        body=views.AddModel,
+        refusals={
+            400: "The request is not the documented form, or the name is another model's.",
+            422: "The file is no GGUF, truncated or unreadable.",
+            507: "The model is larger than the memory budget.",
+        },
+    ),
+    Endpoint(
+        "DELETE",
+        "/api/models/{name}",
+        "remove_model",
+        "Forget a registered model; its file stays.",
+        status=204,
+        refusals={400: "The model is not a registered one.", 404: "No such model."},
+    ),
+    Endpoint(
+        "GET",
+        "/api/keys",
+        "keys",
+        "Every key for the OpenAI-compatible endpoints, without its text.",
+        content={JSON: views.Keys},
+    ),
+    Endpoint(
+        "POST",
+        "/api/keys",
+        "add_key",
+        "Make a key; its text is in this answer and nowhere else. The answer comes when every worker takes it.",
+        status=201,
+        content={JSON: views.NewKey},
+        body=views.AddKey,
+        refusals={400: "The request is not the documented form, or the name is taken."},
+    ),
+    Endpoint(
+        "DELETE",
+        "/api/keys/{name}",
+        "remove_key",
+        "Remove a key; the answer comes when no worker takes it.",
+        status=204,
+        refusals={400: "No such key."},
+    ),
+    Endpoint(
         "GET", "/metrics", "metrics", "Counters in Prometheus' text format.", content={PROMETHEUS: None}, public=True
     ),
 )
@@ -124,6 +188,7 @@ ENDPOINTS = (
 def openapi_document(endpoints: tuple[Endpoint, ...] = ENDPOINTS) -> dict[str, Any]:
     """Return the OpenAPI document of *endpoints*, as plain dicts and lists."""
     structs = {struct for endpoint in endpoints for struct in endpoint.content.values() if struct is not None}
+    structs |= {endpoint.body for endpoint in endpoints if endpoint.body is not None}
     structs |= {views.ProgressEvent, views.DoneEvent, views.FailedEvent, views.Problem, Manifest}
     ordered = sorted(structs, key=lambda struct: str(struct.__name__))
     _, components = msgspec.json.schema_components(ordered, ref_template="#/components/schemas/{name}")
@@ -135,11 +200,11 @@ def openapi_document(endpoints: tuple[Endpoint, ...] = ENDPOINTS) -> dict[str, A
         "info": {
             "title": "faas admin API",
             "version": __version__,
-            "description": "Deploys functions and shows what the host does. Errors are RFC 9457 problem documents.",
+            "description": "Deploys functions, keeps models and keys, shows what the host does. Errors: RFC 9457.",
         },
         "paths": paths,
         "components": {
-            "schemas": components,
+            "schemas": _with_ecma_patterns(components),
             "securitySchemes": {
                 "token": {"type": "http", "scheme": "bearer", "description": "The content of `token` in the home."}
             },
@@ -185,6 +250,8 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
         operation["parameters"] = parameters
     if endpoint.upload:
         operation["requestBody"] = _upload_body()
+    elif endpoint.body is not None:
+        operation["requestBody"] = {"required": True, "content": {JSON: {"schema": _ref(endpoint.body)}}}
     return operation
 
 
@@ -222,3 +289,15 @@ def _schema(struct: type[msgspec.Struct] | None, media: str) -> dict[str, Any]:
 
 def _ref(struct: type[msgspec.Struct]) -> dict[str, Any]:
     return {"$ref": f"#/components/schemas/{struct.__name__}"}
+
+
+def _with_ecma_patterns(schema: Any) -> Any:
+    r"""Return *schema* with patterns as JSON Schema writes them: Python's ``\Z`` is ``$`` there."""
+    if isinstance(schema, dict):
+        return {
+            key: value.replace(r"\Z", "$")
+            if key == "pattern" and isinstance(value, str)
+            else _with_ecma_patterns(value)
+            for key, value in schema.items()
+        }
+    return [_with_ecma_patterns(item) for item in schema] if isinstance(schema, list) else schema

@@ -1,4 +1,4 @@
-"""Counters of all workers added up; they survive the death of a worker."""
+"""Counters of all workers, and of the model server, added up; they survive the death of who counted."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ from collections.abc import Iterable, Mapping
 
 from faas.invocation import Outcome
 from faas.wire.messages import Stats
+from faas.wire.models import ModelStats
 
 Counters = dict[str, float]
+KEY_PREFIX = "key:"
+"""No function's name has a colon, so workers report what an API key used under ``key:NAME``."""
+TOKEN_KINDS = ("prompt", "generated")
+_MODEL_COUNTERS = ("loads", "prompt_tokens", "cached_tokens", "generated_tokens", "requests", "decode_steps")
+_MODEL_GAUGES = ("active", "waiting", "cells_used", "resident_bytes")
 
 
 class Counts:
@@ -30,6 +36,17 @@ class Counts:
 
     def totals(self) -> dict[str, Counters]:
         """Return the counters of each function, over workers alive and dead."""
+        return {name: counters for name, counters in self._sums().items() if not name.startswith(KEY_PREFIX)}
+
+    def key_totals(self) -> dict[str, Counters]:
+        """Return the counters of each API key, over workers alive and dead."""
+        return {
+            name.removeprefix(KEY_PREFIX): counters
+            for name, counters in self._sums().items()
+            if name.startswith(KEY_PREFIX)
+        }
+
+    def _sums(self) -> dict[str, Counters]:
         totals = {name: dict(counters) for name, counters in self._base.items()}
         for stats in self._live.values():
             _add(totals, stats.functions)
@@ -40,16 +57,53 @@ class Counts:
         return {worker: dict(stats.gauges) for worker, stats in sorted(self._live.items())}
 
 
+class ModelCounts:
+    """What the model server reports, per model; lives as long as the host, so counters only grow."""
+
+    def __init__(self) -> None:
+        """Begin at nothing."""
+        self._base: dict[str, Counters] = {}
+        self._live: dict[str, dict[str, float]] = {}
+
+    def report(self, stats: ModelStats) -> None:
+        """Take the newest cumulative numbers in place of the last ones."""
+        for name, counted in _only(self._live, _MODEL_COUNTERS).items():
+            newest = stats.models.get(name, {})
+            if any(newest.get(key, 0) < value for key, value in counted.items()):
+                _add(self._base, {name: counted})  # the model was taken away, and perhaps came back
+        self._live = stats.models
+
+    def retire(self) -> None:
+        """Keep what the server counted: it is gone, and its replacement begins at zero."""
+        _add(self._base, _only(self._live, _MODEL_COUNTERS))
+        self._live = {}
+
+    def totals(self) -> dict[str, Counters]:
+        """Return the counters of each model, over servers alive and dead."""
+        totals = {name: dict(counters) for name, counters in self._base.items()}
+        _add(totals, _only(self._live, _MODEL_COUNTERS))
+        return totals
+
+    def gauges(self) -> dict[str, Counters]:
+        """Return the numbers of now of each model of the living server."""
+        return _only(self._live, _MODEL_GAUGES)
+
+
 def prometheus_text(
     totals: Mapping[str, Mapping[str, float]],
     gauges: Mapping[int, Mapping[str, float]],
     host: Mapping[str, float],
     restarts: Mapping[int, int],
+    *,
+    keys: Mapping[str, Mapping[str, float]],
+    models: Mapping[str, Mapping[str, float]],
+    model_gauges: Mapping[str, Mapping[str, float]],
 ) -> str:
     """
     Return the numbers in Prometheus' text format.
 
-    Args: *host* maps a metric without labels to its value; *gauges* and *restarts* are per worker.
+    Args: *host* maps a metric without labels to its value; *gauges* and *restarts* are per worker; *totals* are per
+    function, *keys* per API key, *models* and *model_gauges* per model.
     Source: Prometheus text exposition format 0.0.4.
     """
     lines: list[str] = []
@@ -89,6 +143,72 @@ def prometheus_text(
             (({"function": name}, counters.get(key, 0) / 1000) for name, counters in named),
         )
     family(
+        "faas_tokens_total",
+        "counter",
+        "Tokens that a function's model requests took.",
+        (
+            ({"function": name, "kind": kind}, counters[f"{kind}_tokens"])
+            for name, counters in named
+            for kind in TOKEN_KINDS
+            if f"{kind}_tokens" in counters
+        ),
+    )
+    family(
+        "faas_function_model_requests_total",
+        "counter",
+        "Model requests of a function.",
+        (({"function": name}, counters["model_requests"]) for name, counters in named if "model_requests" in counters),
+    )
+    family(
+        "faas_key_tokens_total",
+        "counter",
+        "Tokens that requests with an API key took.",
+        (
+            ({"key": name, "kind": kind}, counters.get(f"{kind}_tokens", 0))
+            for name, counters in sorted(keys.items())
+            for kind in TOKEN_KINDS
+        ),
+    )
+    family(
+        "faas_key_model_requests_total",
+        "counter",
+        "Model requests with an API key.",
+        (({"key": name}, counters.get("model_requests", 0)) for name, counters in sorted(keys.items())),
+    )
+    family(
+        "faas_model_tokens_total",
+        "counter",
+        "Tokens of a model; cached ones are those of prompts that were not computed again.",
+        (
+            ({"model": name, "kind": kind}, counters.get(f"{kind}_tokens", 0))
+            for name, counters in sorted(models.items())
+            for kind in ("prompt", "cached", "generated")
+        ),
+    )
+    for key, text in (
+        ("loads", "Times a model's weights were loaded."),
+        ("requests", "Requests to a model."),
+        ("decode_steps", "Steps in which a model decoded a batch."),
+    ):
+        family(
+            f"faas_model_{key}_total",
+            "counter",
+            text,
+            (({"model": name}, counters.get(key, 0)) for name, counters in sorted(models.items())),
+        )
+    for key, text in (
+        ("active", "Sequences that a model decodes now."),
+        ("waiting", "Requests that wait for a model's slot."),
+        ("cells_used", "KV cells in use, cached prefixes among them."),
+        ("resident_bytes", "Memory of a model's weights and context; 0 while it is not loaded."),
+    ):
+        family(
+            f"faas_model_{key}",
+            "gauge",
+            text,
+            (({"model": name}, numbers.get(key, 0)) for name, numbers in sorted(model_gauges.items())),
+        )
+    family(
         "faas_worker_restarts_total",
         "counter",
         "Times a worker process was replaced.",
@@ -111,6 +231,11 @@ def _add(into: dict[str, Counters], more: Mapping[str, Mapping[str, float]]) -> 
         sums = into.setdefault(function, {})
         for key, value in counters.items():
             sums[key] = sums.get(key, 0) + value
+
+
+def _only(numbers: Mapping[str, Mapping[str, float]], names: Iterable[str]) -> dict[str, Counters]:
+    wanted = tuple(names)
+    return {model: {name: values.get(name, 0) for name in wanted} for model, values in numbers.items()}
 
 
 def _labels(labels: Mapping[str, str]) -> str:

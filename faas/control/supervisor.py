@@ -14,8 +14,7 @@ import itertools
 import json
 import logging
 import secrets
-import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +23,7 @@ import msgspec
 
 from faas.clock import Clock
 from faas.config import HostConfig
+from faas.control.process import BACK_OFF_S, HEALTHY_S, ChildProcess, Spawn, first, spawn_module
 from faas.errors import FaasError, InternalError, PeerGoneError, ProtocolError, WireError, WorkerLostError
 from faas.invocation import Deployment
 from faas.log import event, exception
@@ -32,12 +32,15 @@ from faas.wire.framing import Channel
 from faas.wire.messages import (
     PROTOCOL_VERSION,
     Activated,
+    ApiKey,
     ArtifactNeeded,
     ArtifactReady,
     Drain,
     FromWorker,
     Hello,
+    Keys,
     Lines,
+    Models,
     Prepare,
     Prepared,
     Ready,
@@ -45,13 +48,11 @@ from faas.wire.messages import (
     Table,
 )
 
-BACK_OFF_S = (0.05, 5.0)
-"""First and longest pause before a dead worker is replaced; it doubles in between."""
-HEALTHY_S = 10.0
-"""A worker that lived this long begins again with the first pause."""
 MAX_FAILED_STARTS = 5
 """This many deaths in a row before the first ``Ready`` and the host gives up starting."""
 HELLO_TIMEOUT_S = 30.0
+READY_TIMEOUT_S = 30.0
+"""From hello to serving; nothing is loaded on that way, so beyond this a worker hangs, and is killed."""
 ANSWER_TIMEOUT_S = 30.0
 """On top of the trial instance's own limit: beyond this a worker hangs, and is killed."""
 DRAIN_GRACE_S = 3.0
@@ -69,43 +70,9 @@ class WorkerState(str, Enum):
     STOPPED = "stopped"
 
 
-class WorkerProcess(Protocol):
-    """A started worker process, as far as the supervisor looks."""
-
-    @property
-    def pid(self) -> int:
-        """Return its process id."""
-
-    async def wait(self) -> int:
-        """Return its exit code, once it is gone."""
-
-    def kill(self) -> None:
-        """End it at once; ProcessLookupError if it is gone already."""
-
-
-Spawn = Callable[[bytes], Awaitable[WorkerProcess]]
-"""Starts a worker process and gives it the settings document on its stdin."""
-
-
-async def spawn_worker(settings: bytes) -> WorkerProcess:
-    """Start one gateway worker in its own session; it writes its own complaints to our stderr."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "faas.gateway.worker",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=2,  # stdout belongs to whoever started us; a worker has nothing to say there
-        start_new_session=True,  # Ctrl-C in a terminal reaches only us: we drain them
-    )
-    assert process.stdin is not None
-    process.stdin.write(settings)
-    try:
-        await process.stdin.drain()
-        process.stdin.close()
-        await process.stdin.wait_closed()
-    except ConnectionError:
-        event(_logger, "worker.died_early", level=logging.WARNING, pid=process.pid)
-    return process
+async def spawn_worker(settings: bytes) -> ChildProcess:
+    """Start one gateway worker."""
+    return await spawn_module("faas.gateway.worker", settings)
 
 
 class ArtifactMaker(Protocol):
@@ -126,11 +93,22 @@ class _Worker:
         self.failed_starts = 0
         self.generation = 0
         self.token = ""
-        self.process: WorkerProcess | None = None
+        self.process: ChildProcess | None = None
         self.channel: Channel[FromWorker] | None = None
         self.greeted = asyncio.Event()
         self.hung_up = asyncio.Event()
         self.pending: dict[int, asyncio.Future[Prepared]] = {}
+
+
+class ModelAccess(msgspec.Struct, frozen=True):
+    """How workers reach the model server; an empty ``socket`` means that they can't."""
+
+    socket: str = ""
+    token: str = ""
+
+
+NO_ACCESS = ModelAccess()
+NO_MODELS = Models(names=())
 
 
 class WorkerView(msgspec.Struct, frozen=True):
@@ -159,6 +137,7 @@ class Supervisor:
         public_host: str,
         public_port: int,
         clock: Clock,
+        model_access: ModelAccess = NO_ACCESS,
         on_lines: Callable[[dict[str, bytes]], None],
         on_stats: Callable[[int, Stats], None],
         on_gone: Callable[[int], None],
@@ -173,6 +152,7 @@ class Supervisor:
         self._socket_path = run_dir / "control.sock"
         self._public = (public_host, public_port)
         self._clock = clock
+        self._model_access = model_access
         self._on_lines = on_lines
         self._on_stats = on_stats
         self._on_gone = on_gone
@@ -180,6 +160,8 @@ class Supervisor:
         self._sleep = sleep
         self._maker: ArtifactMaker | None = None
         self._table = Table(generation=0, deployments=())
+        self._models = Models(names=())
+        self._keys = Keys(keys=())
         self._workers = [_Worker(index) for index in range(config.n_workers)]
         self._keepers: list[asyncio.Task[None]] = []
         self._chores: set[asyncio.Task[None]] = set()
@@ -198,13 +180,23 @@ class Supervisor:
         """Return what is known of each worker, by index."""
         return [WorkerView(w.index, w.pid, w.state.value, w.restarts, w.generation) for w in self._workers]
 
-    async def start(self, deployments: tuple[Deployment, ...], maker: ArtifactMaker) -> None:
+    async def start(
+        self,
+        deployments: tuple[Deployment, ...],
+        maker: ArtifactMaker,
+        *,
+        models: Models = NO_MODELS,
+        keys: tuple[ApiKey, ...] = (),
+    ) -> None:
         """
         Start every worker on *deployments*; all of them serve when this returns.
 
+        Args: *models* are those that exist, *keys* open the OpenAI-compatible endpoints.
         Raises: WorkerLostError if one of them keeps dying before it serves; ``drain`` is needed even then.
         """
         self._maker = maker
+        self._models = models
+        self._keys = Keys(keys=keys)
         self._table = Table(generation=1, deployments=deployments)
         self._socket_path.unlink(missing_ok=True)
         self._server = await asyncio.start_unix_server(self._accept, self._socket_path)
@@ -279,6 +271,22 @@ class Supervisor:
             await self._until(lambda: not behind())
         return wanted
 
+    async def set_models(self, models: Models) -> None:
+        """Have every worker go by *models*; all of them do when this returns. Never fails, as ``activate``."""
+        self._models = models
+        await self._spread(models)
+
+    async def set_keys(self, keys: tuple[ApiKey, ...]) -> None:
+        """Have every worker go by *keys*; all of them do when this returns. Never fails, as ``activate``."""
+        self._keys = Keys(keys=keys)
+        await self._spread(self._keys)
+
+    async def _spread(self, message: Models | Keys) -> None:
+        """Tell every worker, then have the table that they already serve answered once more: the order is kept."""
+        for worker in self._workers:
+            self._tell(worker, message)
+        await self.activate(self._table.deployments)
+
     async def drain(self) -> None:
         """Let every worker finish its requests, within the drain budget; then end them all."""
         self._draining = True
@@ -318,7 +326,7 @@ class Supervisor:
         try:
             while not self._draining:
                 began = self._clock.monotonic()
-                served = await self._run_one(worker)
+                served = await self._survived(worker)
                 if self._draining:
                     break
                 worker.restarts += 1
@@ -332,6 +340,14 @@ class Supervisor:
         finally:
             worker.state = WorkerState.STOPPED
             self._notify()
+
+    async def _survived(self, worker: _Worker) -> bool:
+        """See one process through, whatever goes wrong on our side; return whether it ever served."""
+        try:
+            return await self._run_one(worker)
+        except Exception as exc:
+            exception(_logger, "worker.keeper_failed", exc, worker=worker.index)
+            return False
 
     async def _run_one(self, worker: _Worker) -> bool:
         """See one process through from start to exit; return whether it ever served."""
@@ -352,22 +368,26 @@ class Supervisor:
         try:
             if self._draining:
                 self._kill(worker, "host stops")
-            elif not await _first(exited, worker.greeted.wait(), HELLO_TIMEOUT_S):
+            elif not await first(exited, worker.greeted.wait(), HELLO_TIMEOUT_S):
                 self._kill(worker, "did not say hello")
+            elif not await first(exited, self._until(lambda: _answered(worker)), READY_TIMEOUT_S):
+                self._kill(worker, "did not serve in time")
             elif not exited.done():
-                await _first(exited, worker.hung_up.wait(), None)
+                await first(exited, worker.hung_up.wait(), None)
                 await asyncio.wait((exited,), timeout=self._config.drain_timeout_s + DRAIN_GRACE_S)
                 if not exited.done():
                     self._kill(worker, "closed its connection and did not exit")
             code = await exited
         finally:
+            if not exited.done():
+                self._kill(worker, "is not watched any more")
             exited.cancel()
             worker.process = None
             worker.token = ""
         served = worker.generation > 0
         if worker.channel is not None:
             # It is gone, what it sent last may still be in the socket: its log lines and counters are wanted.
-            await _first(asyncio.get_running_loop().create_future(), worker.hung_up.wait(), DRAIN_GRACE_S)
+            await first(asyncio.get_running_loop().create_future(), worker.hung_up.wait(), DRAIN_GRACE_S)
         event(
             _logger,
             "worker.exited",
@@ -391,6 +411,11 @@ class Supervisor:
                 "token": worker.token,
                 "public_host": host,
                 "public_port": port,
+                "models_socket": self._model_access.socket,
+                "models_token": self._model_access.token,
+                "models": list(self._models.names),
+                "models_missing": self._models.missing,
+                "keys": msgspec.to_builtins(self._keys.keys),
             }
         ).encode()
 
@@ -416,6 +441,8 @@ class Supervisor:
             worker.channel = channel
             worker.greeted.set()
             channel.send_nowait(self._table)
+            channel.send_nowait(self._models)
+            channel.send_nowait(self._keys)
             if self._draining:
                 channel.send_nowait(Drain(timeout_s=self._config.drain_timeout_s))
             while True:
@@ -532,12 +559,6 @@ class Supervisor:
             await self._changed.wait()
 
 
-async def _first(exited: asyncio.Future[int], other: Coroutine[Any, Any, object], timeout_s: float | None) -> bool:
-    """Wait until the process exited or *other* came true; False if neither did in time."""
-    task = asyncio.ensure_future(other)
-    try:
-        done, _ = await asyncio.wait((exited, task), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-    return bool(done)
+def _answered(worker: _Worker) -> bool:
+    """Return whether *worker* serves, or gave up on it."""
+    return worker.generation > 0 or worker.hung_up.is_set()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
+from faas.config import ModelName
+from faas.control.models import Source
+from faas.control.modelserver import ModelServerView
 from faas.control.supervisor import WorkerView
 from faas.invocation import Deployment, Kind
 from faas.manifest import Manifest
@@ -16,7 +19,7 @@ STAGES = ("upload", "validate", "preinit", "compile", "store", "prepare", "activ
 
 
 class DeploymentView(msgspec.Struct, frozen=True):
-    """One version that serves."""
+    """One version that serves; ``warnings`` say what it names and this host has not."""
 
     function: str
     version: int
@@ -27,6 +30,7 @@ class DeploymentView(msgspec.Struct, frozen=True):
     bundle_digest: str
     created_at: float
     manifest: Manifest
+    warnings: tuple[str, ...] = ()
 
 
 class FunctionSummary(msgspec.Struct, frozen=True):
@@ -90,6 +94,75 @@ class Status(msgspec.Struct, frozen=True):
     functions: int
     max_upload_bytes: int
     workers: list[WorkerView]
+    model_server: ModelServerView
+
+
+class ModelView(msgspec.Struct, frozen=True):
+    """
+    One model. ``problem`` says why it can't be used, '' if it can; ``digest`` '' is still being computed.
+
+    ``n_ctx`` is what one sequence may use now, 0 while the model is not loaded. ``counters`` are since the host
+    started, ``gauges`` of now.
+    """
+
+    name: str
+    path: str
+    source: Source
+    digest: str
+    bytes: int
+    architecture: str
+    n_ctx_train: int
+    n_ctx: int
+    loaded: bool
+    added_at: float
+    problem: str
+    counters: dict[str, float]
+    gauges: dict[str, float]
+
+
+class Models(msgspec.Struct, frozen=True):
+    """Every model, ordered by name, and the process that serves them."""
+
+    models: list[ModelView]
+    server: ModelServerView
+
+
+class AddModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Register the GGUF at this absolute path of the host's machine; it is referred to, not copied."""
+
+    path: str
+
+
+class KeyView(msgspec.Struct, frozen=True):
+    """One API key, without its text; ``counters`` are since the host started."""
+
+    name: str
+    tokens_per_minute: int
+    added_at: float
+    counters: dict[str, float]
+
+
+class Keys(msgspec.Struct, frozen=True):
+    """Every API key, ordered by name; ``anonymous`` is what was used without one, while there was none."""
+
+    keys: list[KeyView]
+    anonymous: dict[str, float]
+
+
+class AddKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Make an API key; ``tokens_per_minute`` 0 means no limit."""
+
+    name: ModelName
+    tokens_per_minute: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+class NewKey(msgspec.Struct, frozen=True):
+    """An API key with its text, which is shown this once."""
+
+    name: str
+    key: str
+    tokens_per_minute: int
+    added_at: float
 
 
 class ProgressEvent(msgspec.Struct, frozen=True, tag_field="event", tag="progress"):
@@ -133,7 +206,7 @@ def urls_of(manifest: Manifest, public_url: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(public_url + parse_route(route).path for route in manifest.routes))
 
 
-def deployment_view(deployment: Deployment, public_url: str) -> DeploymentView:
+def deployment_view(deployment: Deployment, public_url: str, warnings: tuple[str, ...] = ()) -> DeploymentView:
     """Return *deployment* as the API shows it."""
     return DeploymentView(
         function=deployment.function,
@@ -145,4 +218,5 @@ def deployment_view(deployment: Deployment, public_url: str) -> DeploymentView:
         bundle_digest=deployment.bundle_digest,
         created_at=deployment.created_at,
         manifest=deployment.manifest,
+        warnings=warnings,
     )

@@ -10,12 +10,14 @@ import itertools
 import logging
 import re
 import secrets
+import select
 import time
 
 from aiohttp import hdrs, web
 
 from faas.clock import Clock
 from faas.errors import (
+    ClientGoneError,
     DeadlineExceededError,
     FaasError,
     InternalError,
@@ -24,11 +26,14 @@ from faas.errors import (
     RedirectLoopError,
 )
 from faas.gateway.admission import Admission
-from faas.gateway.call import Call
+from faas.gateway.call import Call, break_connection
 from faas.gateway.command import SOFTWARE, LocalRedirect, serve_command
 from faas.gateway.journal import Journal
 from faas.gateway.live import LiveTable, Served
 from faas.gateway.middleware import outcome_of, problem_response
+from faas.gateway.models import ModelGate
+from faas.gateway.openai.api import PREFIX as OPENAI_PREFIX
+from faas.gateway.openai.api import OpenAiApi
 from faas.gateway.reactor import serve_reactor
 from faas.invocation import Kind, Outcome
 from faas.log import event
@@ -36,10 +41,11 @@ from faas.routes import Route
 from faas.wasm.runtime import Runtime
 
 MAX_LOCAL_REDIRECTS = 10
+WATCH_S = 1.0
 
 _log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._\-+/=:]{1,128}")
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]*)?")
 
 
 class Gateway:
@@ -50,21 +56,38 @@ class Gateway:
         runtime: Runtime,
         table: LiveTable,
         admission: Admission,
-        journal: Journal,
-        clock: Clock,
         *,
+        journal: Journal,
+        models: ModelGate,
+        openai: OpenAiApi,
+        clock: Clock,
         server_port: int,
     ) -> None:
         self._runtime = runtime
         self._table = table
         self._admission = admission
         self._journal = journal
+        self._models = models
+        self._openai = openai
         self._clock = clock
         self._server_port = server_port
         # Unique without asking the kernel for random bytes at each request.
         self._id_prefix = secrets.token_hex(6)
         self._ids = itertools.count(1)
+        self._with_bodies: set[Call] = set()
         self.draining = False
+
+    async def watch_clients(self) -> None:
+        """
+        Cancel calls whose client hung up while its body was not being read, until cancelled.
+
+        Reading is paused while a guest does not take its body, and a paused transport does not see the end.
+        """
+        while True:
+            await asyncio.sleep(WATCH_S)
+            for call in tuple(self._with_bodies):
+                if _hung_up(call.request):
+                    break_connection(call.request)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; the only failure that leaves here is cancellation."""
@@ -85,10 +108,13 @@ class Gateway:
                 InternalError("the host failed to serve this request; its log has the reason"), request_id
             )
         if not response.prepared:
-            response.headers["Server"] = SOFTWARE
-            if self.draining:
-                response.force_close()
+            self._mark(response)
         return response
+
+    def _mark(self, response: web.StreamResponse) -> None:
+        response.headers["Server"] = SOFTWARE
+        if self.draining:
+            response.force_close()
 
     async def _serve(self, request: web.BaseRequest, request_id: str, received: float) -> web.StreamResponse:
         raw_path, _, query = request.raw_path.partition("?")
@@ -99,6 +125,8 @@ class Gateway:
                 raise MalformedRequestError(f"the request target {request.raw_path[:80]!r} is no path")
         if raw_path == "/_faas/health":
             return self._health(request_id)
+        if raw_path.startswith(OPENAI_PREFIX):
+            return await self._openai.handle(request, request_id)
         method = request.method
         with_body = True
         traceparent = request.headers.get("traceparent", "")
@@ -146,24 +174,35 @@ class Gateway:
                 await self._admission.acquire(permits)
         except OverloadedError as exc:
             return self._failed(call, exc)
+        if call.with_body and call.request.body_exists:
+            self._with_bodies.add(call)
         try:
             call.admitted = time.perf_counter()
             return await self._run(call)
         finally:
             self._admission.release(permits)
+            self._with_bodies.discard(call)
 
     async def _run(self, call: Call) -> web.StreamResponse:
         served = call.served
         timeout_s = served.deployment.manifest.limits.timeout_s
         deadline = asyncio.get_running_loop().time() + timeout_s
+        response: web.StreamResponse | None = None
         try:
             async with asyncio.timeout_at(deadline):
                 template = served.template or await self._table.load(served)
                 if served.deployment.kind is Kind.COMMAND:
-                    response = await serve_command(call, self._runtime, template, self._server_port)
+                    response = await serve_command(call, self._runtime, template, self._models, self._server_port)
                 else:
-                    response = await serve_reactor(call, self._runtime, template, deadline)
+                    response = await serve_reactor(call, self._runtime, template, self._models, deadline)
+                # Sent here, so that a client that does not read holds its own function's permit, and not for ever.
+                if not response.prepared:
+                    self._mark(response)
+                    await response.prepare(call.request)
+                await response.write_eof()
         except TimeoutError:
+            if response is not None:
+                break_connection(call.request)
             return self._failed(
                 call,
                 DeadlineExceededError(
@@ -173,11 +212,16 @@ class Gateway:
             )
         except FaasError as exc:
             return self._failed(call, exc)
+        except ConnectionError:
+            return self._failed(call, ClientGoneError("the client went away in the middle of the reply"))
         except LocalRedirect:
             self._finished(call, Outcome.OK, 302)
             raise
         except asyncio.CancelledError:
             self._finished(call, Outcome.CANCELLED, 499, reason="the client went away")
+            raise
+        except Exception as exc:
+            self._finished(call, Outcome.FAILED, 500, reason=f"internal-error: {exc!r}")
             raise
         self._finished(call, Outcome.OK, response.status)
         return response
@@ -209,6 +253,17 @@ class Gateway:
             reason=reason,
             traceparent=call.traceparent,
         )
+
+
+def _hung_up(request: web.BaseRequest) -> bool:
+    """Return whether the peer closed its end, without reading anything."""
+    transport = request.transport
+    sock = None if transport is None else transport.get_extra_info("socket")
+    if sock is None or sock.fileno() < 0:
+        return False
+    poller = select.poll()
+    poller.register(sock.fileno(), select.POLLRDHUP)
+    return bool(poller.poll(0))
 
 
 def _script_name(route: Route, raw_path: str) -> str:

@@ -8,7 +8,7 @@ from collections import deque
 from aiohttp import web
 
 from faas.clock import Clock
-from faas.errors import BodyTooLargeError, OutputLimitError
+from faas.errors import BodyTooLargeError, MalformedRequestError, OutputLimitError
 from faas.gateway.journal import Journal
 from faas.gateway.live import Served
 
@@ -134,12 +134,15 @@ class RequestBody:
         """
         Return when ``read_nowait`` has something to say.
 
-        Raises: BodyTooLargeError.
+        Raises: BodyTooLargeError, MalformedRequestError.
         """
         if self._chunk or self._ended:
             return
         self.invite()
-        chunk = await self._content.readany()
+        try:
+            chunk = await self._content.readany()
+        except web.RequestPayloadError as exc:
+            raise MalformedRequestError("the request body is not what its headers announce; send it again") from exc
         if not chunk:
             self._ended = True
             return
@@ -218,6 +221,13 @@ class Output:
         parts.clear()
         self._pending_bytes = 0
         return taken
+
+
+def break_connection(request: web.BaseRequest) -> None:
+    """Abort the connection: of a reply that has begun and can't be finished, nobody may take half for the whole."""
+    transport = request.transport
+    if transport is not None:
+        transport.abort()
 
 
 def _too_large(max_bytes: int) -> BodyTooLargeError:

@@ -17,6 +17,7 @@ from faas.errors import MalformedResponseError
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 200
 
+_BLANK_LINE = re.compile(rb"\r?\n\r?\n")
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _STATUS = re.compile(r"([1-5][0-9]{2})(?: (.*))?")
 _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
@@ -45,20 +46,18 @@ class ResponseHead(msgspec.Struct, frozen=True):
     content_length: int | None = None
 
 
-def split_head(written: bytes) -> tuple[bytes, int] | None:
+def split_head(written: bytes | bytearray, start: int = 0) -> tuple[bytes, int] | None:
     """
     Return the header block in *written* and where the body begins; None if its blank line has not come yet.
 
+    Args: *start* is how much of *written* an earlier call has seen in vain.
     Raises: MalformedResponseError when there is none within ``MAX_HEAD_BYTES``.
     """
-    for found in re.finditer(rb"\r?\n", written[:MAX_HEAD_BYTES]):
-        rest = found.end()
-        if found.start() == 0:
-            return b"", rest
-        if written.startswith(b"\n", rest):
-            return written[: found.start()], rest + 1
-        if written.startswith(b"\r\n", rest):
-            return written[: found.start()], rest + 2
+    if written.startswith((b"\n", b"\r\n")):
+        return b"", written.index(b"\n") + 1
+    found = _BLANK_LINE.search(written, max(0, start - 3), MAX_HEAD_BYTES)
+    if found is not None:
+        return bytes(written[: found.start()]), found.end()
     if len(written) >= MAX_HEAD_BYTES:
         raise MalformedResponseError(
             f"the guest wrote {MAX_HEAD_BYTES} bytes without a blank line after its headers; "
@@ -88,7 +87,7 @@ def parse_head(block: bytes) -> ResponseHead:
         if _BAD_VALUE.search(value_bytes):
             raise MalformedResponseError(f"the guest's header {_shown(line)} has a control character in its value")
         name = name_bytes.decode("ascii")
-        value = value_bytes.decode("utf-8", "surrogateescape")
+        value = value_bytes.decode("utf-8", "replace")
         lower = name.lower()
         if lower == "status":
             status = _status(value, status)
@@ -122,7 +121,7 @@ def _status(value: str, earlier: tuple[int, str | None] | None) -> tuple[int, st
     found = _STATUS.fullmatch(value)
     if found is None or earlier is not None or int(found[1]) < 200:
         raise MalformedResponseError(
-            f"the guest's 'Status: {value[:80]}' is not one of 200 to 599, or not its first; write e.g. 'Status: 404'"
+            f"the guest's Status {value[:80]!a} is not one of 200 to 599, or not its first; write e.g. 'Status: 404'"
         )
     return int(found[1]), found[2] or None
 

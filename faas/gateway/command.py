@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 from aiohttp import web
@@ -16,7 +15,8 @@ from faas.errors import (
     MalformedResponseError,
 )
 from faas.gateway import cgi
-from faas.gateway.call import MAX_LOG_LINE_BYTES, Call, Output, RequestBody
+from faas.gateway.call import MAX_LOG_LINE_BYTES, Call, Output, RequestBody, break_connection
+from faas.gateway.models import ModelGate
 from faas.wasi.context import GuestExit, WasiContext
 from faas.wasi.streams import EmptyInput, InputStream, LineOutput
 from faas.wasm.runtime import Runtime, Template
@@ -39,7 +39,8 @@ class _Reply:
         self._call = call
         self._output = output
         self._body = body
-        self._written = b""
+        self._written = bytearray()
+        self._scanned = 0
         self.head: cgi.ResponseHead | None = None
         self.stream: web.StreamResponse | None = None
         self._streamed_bytes = 0
@@ -49,26 +50,36 @@ class _Reply:
         if not self._output.pending_bytes:
             return
         if self.stream is None:
-            if not self._parse() or self.head is None or self.head.local_redirect:
+            if not self._parse() or self.head is None:
+                return
+            if self.head.local_redirect:
+                self._written.clear()  # another response takes its place
                 return
             self.stream = await self._begin(self.head)
-            body, self._written = self._written, b""
+            body = bytes(self._written)
+            self._written.clear()
         else:
             body = self._output.take()
         await self._send(body)
 
     def _parse(self) -> bool:
         """Return whether the head is complete; then ``_written`` is the body so far."""
-        self._written += self._output.take()
+        written = self._written
+        written += self._output.take()
         if self.head is not None:
             return True
-        split = cgi.split_head(self._written)
+        split = cgi.split_head(written, self._scanned)
         if split is None:
+            self._scanned = len(written)
             return False
         block, body_at = split
         self.head = cgi.parse_head(block)
-        self._written = self._written[body_at:]
+        del written[:body_at]
         return True
+
+    def _bodyless(self, head: cgi.ResponseHead) -> bool:
+        """Whether HTTP allows no body here: what the guest wrote then must not reach the connection at all."""
+        return self._call.method == "HEAD" or head.status in (204, 304)
 
     async def _begin(self, head: cgi.ResponseHead) -> web.StreamResponse:
         call = self._call
@@ -79,34 +90,33 @@ class _Reply:
         stream.headers["Server"] = SOFTWARE
         if head.content_length is not None:
             stream.content_length = head.content_length
-        elif call.request.version >= (1, 1):
+        elif call.request.version >= (1, 1) and not self._bodyless(head):
             stream.enable_chunked_encoding()
         await stream.prepare(call.request)
         return stream
 
     async def _send(self, body: bytes) -> None:
         assert self.stream is not None
-        if not body:
+        assert self.head is not None
+        if not body or self._bodyless(self.head):
             return
         self._streamed_bytes += len(body)
-        length = self.head.content_length if self.head is not None else None
-        if length is not None and self._streamed_bytes > length and self._call.method != "HEAD":
+        length = self.head.content_length
+        if length is not None and self._streamed_bytes > length:
             raise MalformedResponseError(f"the guest announced a Content-Length of {length} and wrote more")
-        if self._call.method != "HEAD":
-            await self.stream.write(body)
+        await self.stream.write(body)
 
     async def finish(self) -> web.StreamResponse:
         """
-        Return the response of a guest that ended well.
+        Return the response of a guest that ended well; a streamed one lacks only its end.
 
         Raises: MalformedResponseError, LocalRedirect.
         """
-        if self.stream is not None:
+        if self.stream is not None and self.head is not None:
             await self._send(self._output.take())
-            length = self.head.content_length if self.head is not None else None
-            if length is not None and self._streamed_bytes < length and self._call.method != "HEAD":
+            length = self.head.content_length
+            if length is not None and self._streamed_bytes < length and not self._bodyless(self.head):
                 raise MalformedResponseError(f"the guest announced a Content-Length of {length} and wrote less")
-            await self.stream.write_eof()
             return self.stream
         if not self._parse() or self.head is None:
             raise MalformedResponseError(
@@ -116,19 +126,25 @@ class _Reply:
         head = self.head
         if head.local_redirect:
             raise LocalRedirect(head.local_redirect)
-        body = self._written
-        if head.content_length is not None and head.content_length != len(body) and self._call.method != "HEAD":
+        bodyless = self._bodyless(head)
+        length = head.content_length
+        if length is not None and length != len(self._written) and not bodyless:
             raise MalformedResponseError(
-                f"the guest announced a Content-Length of {head.content_length} and wrote {len(body)} bytes"
+                f"the guest announced a Content-Length of {length} and wrote {len(self._written)} bytes"
             )
         response = web.Response(
-            status=head.status, reason=head.reason, body=body, headers=self._call.response_headers()
+            status=head.status,
+            reason=head.reason,
+            body=b"" if head.status in (204, 304) else bytes(self._written),
+            headers=self._call.response_headers(),
         )
         _add_headers(response, head)
         return response
 
 
-async def serve_command(call: Call, runtime: Runtime, template: Template, server_port: int) -> web.StreamResponse:
+async def serve_command(
+    call: Call, runtime: Runtime, template: Template, models: ModelGate, server_port: int
+) -> web.StreamResponse:
     """
     Run a command for one request and return its response, prepared already if it was streamed.
 
@@ -177,6 +193,7 @@ async def serve_command(call: Call, runtime: Runtime, template: Template, server
         clock=call.clock,
     )
     fiber = runtime.fiber(wasi, memory_limit_bytes=limits.memory_bytes, cpu_limit_s=limits.cpu_s, on_pause=reply.pause)
+    fiber.nn = models.context(call, timeout_s=limits.timeout_s, stdout=output, flush=reply.pause)
     try:
         await fiber.instantiate(template)
         call.started = time.perf_counter()
@@ -195,10 +212,10 @@ async def serve_command(call: Call, runtime: Runtime, template: Template, server
         if reply.stream is not None:
             raise cut_off(call, failure) from failure
         raise
-    except asyncio.CancelledError:
-        # The deadline passed or the client went away: neither may end what has begun as if it were whole.
+    except BaseException:
+        # The deadline, a client that went away, a bug of ours: none may end what has begun as if it were whole.
         if reply.stream is not None:
-            _break_connection(call)
+            break_connection(call.request)
         raise
     finally:
         call.cpu_ns += fiber.cpu_ns
@@ -208,14 +225,8 @@ async def serve_command(call: Call, runtime: Runtime, template: Template, server
 
 def cut_off(call: Call, exc: FaasError) -> InvocationError:
     """Break the connection of a reply that has begun, so that no client takes half of it for the whole."""
-    _break_connection(call)
+    break_connection(call.request)
     return exc if isinstance(exc, InvocationError) else ClientGoneError(exc.message)
-
-
-def _break_connection(call: Call) -> None:
-    transport = call.request.transport
-    if transport is not None:
-        transport.abort()
 
 
 def _add_headers(response: web.StreamResponse, head: cgi.ResponseHead) -> None:

@@ -27,8 +27,12 @@ class Journal:
     Thread: ``line`` from any (guests log from pool threads), the rest from the loop.
     """
 
-    def __init__(self, gauges: Callable[[], dict[str, float]]) -> None:
+    def __init__(
+        self, gauges: Callable[[], dict[str, float]], tokens: Callable[[], dict[str, dict[str, float]]] = dict
+    ) -> None:
+        """Args: *gauges* and *tokens* (cumulative, by function or key) are asked at each report."""
         self._gauges = gauges
+        self._tokens = tokens
         self._lines: dict[str, list[bytes]] = {}
         self._backlog_bytes = 0
         self._n_dropped = 0
@@ -81,7 +85,7 @@ class Journal:
             event["reason"] = reason
         if traceparent:
             event["traceparent"] = traceparent
-        self._put(function, event)
+        self._put(function, event, always=True)
         counters = self._counters.get(function)
         if counters is None:
             counters = self._counters[function] = {"invocations": 0, "duration_ms": 0, "start_ms": 0, "cpu_ms": 0}
@@ -91,10 +95,13 @@ class Journal:
         counters["start_ms"] += start_ms
         counters["cpu_ms"] += cpu_ms
 
-    def _put(self, function: str, entry: dict[str, Any]) -> None:
-        line = _encode(entry) + b"\n"
+    def _put(self, function: str, entry: dict[str, Any], *, always: bool = False) -> None:
+        try:
+            line = _encode(entry) + b"\n"
+        except UnicodeEncodeError:  # a client's or a guest's bytes that are no UTF-8
+            line = _encode({key: _printable(value) for key, value in entry.items()}) + b"\n"
         with self._lock:
-            if self._backlog_bytes > MAX_BACKLOG_BYTES:
+            if self._backlog_bytes > MAX_BACKLOG_BYTES and not always:
                 self._n_dropped += 1  # control is slow or gone: memory is worth more than log lines
                 return
             self._backlog_bytes += len(line)
@@ -119,7 +126,10 @@ class Journal:
 
     def stats(self) -> Stats:
         """Return the counters as they are now."""
-        return Stats({function: dict(counters) for function, counters in self._counters.items()}, self._gauges())
+        functions = {function: dict(counters) for function, counters in self._counters.items()}
+        for name, counters in self._tokens().items():
+            functions.setdefault(name, {}).update(counters)
+        return Stats(functions, self._gauges())
 
     async def run(self, send: Callable[[Any], Awaitable[None]]) -> None:
         """Send lines every ``FLUSH_S`` and counters every ``STATS_S``, until cancelled."""
@@ -137,3 +147,7 @@ class Journal:
         lines = self.take_lines()
         if lines is not None:
             await send(lines)
+
+
+def _printable(value: Any) -> Any:
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value

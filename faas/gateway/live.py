@@ -21,7 +21,7 @@ from faas.invocation import Deployment
 from faas.routes import Route, RouteTable
 from faas.wasi.context import GuestExit, WasiContext
 from faas.wasi.files import BundleTree
-from faas.wasi.streams import CollectingOutput, EmptyInput
+from faas.wasi.streams import DiscardedOutput, EmptyInput
 from faas.wasm.runtime import Runtime, Template
 
 
@@ -126,7 +126,7 @@ class LiveTable:
 
     def _load_now(self, served: Served) -> None:
         deployment = served.deployment
-        template = self._runtime.load(self._artifacts.open_native(deployment.artifact_key))
+        template = self._runtime.load(self._artifacts.read_native(deployment.artifact_key))
         if deployment.bundle_digest:
             served.bundle = BundleTree(read_bundle(self._artifacts.bundle_path(deployment.bundle_digest)))
         served.template = template
@@ -144,8 +144,8 @@ class LiveTable:
             args=[],
             env=[],
             stdin=EmptyInput(),
-            stdout=CollectingOutput(),
-            stderr=CollectingOutput(),
+            stdout=DiscardedOutput(),
+            stderr=DiscardedOutput(),
             bundle=served.bundle,
             tmp_bytes=limits.tmp_bytes,
             clock=SystemClock(),

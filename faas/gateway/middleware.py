@@ -31,7 +31,7 @@ def problem_response(error: FaasError, request_id: str, headers: dict[str, str] 
         headers={
             "Content-Type": problems.CONTENT_TYPE,
             **problems.headers_of(error),
-            **(headers or {"X-Request-Id": request_id}),
+            **(headers or ({"X-Request-Id": request_id} if request_id else {})),
         },
     )
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from typing import Any
+from typing import Annotated
 
 import msgpack
+import msgspec
 from aiohttp import web
+from msgspec import Meta
 
 from faas.errors import GuestExitError, MalformedResponseError, OutputLimitError
 from faas.gateway.call import MAX_LOG_LINE_BYTES, Call, RequestBody
+from faas.gateway.cgi import MAX_HEAD_BYTES, MAX_HEADERS
+from faas.gateway.models import ModelGate
 from faas.wasi.context import GuestExit, WasiContext
 from faas.wasi.streams import EmptyInput, LineOutput
 from faas.wasm.memory import MemoryFaultError
@@ -27,7 +31,9 @@ _SKIPPED = frozenset(
 )  # fmt: skip
 
 
-async def serve_reactor(call: Call, runtime: Runtime, template: Template, deadline: float) -> web.StreamResponse:
+async def serve_reactor(
+    call: Call, runtime: Runtime, template: Template, models: ModelGate, deadline: float
+) -> web.StreamResponse:
     """
     Run a reactor for one request and return its response.
 
@@ -51,6 +57,7 @@ async def serve_reactor(call: Call, runtime: Runtime, template: Template, deadli
         clock=call.clock,
     )
     fiber = runtime.fiber(wasi, memory_limit_bytes=limits.memory_bytes, cpu_limit_s=limits.cpu_s)
+    fiber.nn = models.context(call, timeout_s=limits.timeout_s, stdout=log)
     try:
         await fiber.instantiate(template)
         if template.has_initialize is None:
@@ -99,7 +106,7 @@ def encode_request(call: Call, body: bytes, deadline: float) -> bytes:
             "path": _clean(call.raw_path),
             "query": _clean(call.query),
             "headers": [(name.lower(), _text(value)) for name, value in call.request.headers.items()],
-            "params": call.params,
+            "params": {name: _clean(value) for name, value in call.params.items()},
             "route": call.route,
             "function": served.name,
             "version": served.version,
@@ -112,46 +119,59 @@ def encode_request(call: Call, body: bytes, deadline: float) -> bytes:
     return message
 
 
+class Answer(msgspec.Struct, frozen=True):
+    """What a reactor answers; keys we do not know are skipped."""
+
+    status: Annotated[int, Meta(ge=200, le=599)] = 200
+    headers: (
+        Annotated[list[tuple[str, str]], Meta(max_length=MAX_HEADERS)]
+        | Annotated[dict[str, str], Meta(max_length=MAX_HEADERS)]
+    ) = []
+    body: msgspec.Raw = msgspec.Raw(b"\xc4\x00")
+
+
+_decoder = msgspec.msgpack.Decoder(Answer)
+
+
 def decode_response(call: Call, answer: bytes) -> web.Response:
     """
     Return the HTTP response that the guest's msgpack *answer* describes.
 
+    Decoded by type, so that an answer of another shape is refused at its first wrong value, before it is built.
     Raises: MalformedResponseError, naming what is wrong.
     """
     try:
-        raw = msgpack.unpackb(answer, strict_map_key=False)
-    except (ValueError, msgpack.UnpackException, RecursionError) as exc:
+        decoded = _decoder.decode(answer)
+        body = _body(decoded.body)
+    except (msgspec.DecodeError, RecursionError, ValueError) as exc:
         raise MalformedResponseError(
-            f"the guest's answer is not one msgpack value: {exc or type(exc).__name__}"
+            f"the guest's answer is not a msgpack map of status, headers and body: {exc}; see docs/abi.md"
         ) from exc
-    if not isinstance(raw, dict):
-        raise MalformedResponseError(f"the guest's answer is a msgpack {type(raw).__name__}, not a map")
-    status = raw.get("status", 200)
-    if not isinstance(status, int) or isinstance(status, bool) or not 200 <= status <= 599:
-        raise MalformedResponseError(f"the guest's status {status!r:.40} is not a number from 200 to 599")
-    body = raw.get("body", b"")
-    if isinstance(body, str):
-        body = body.encode()
-    if not isinstance(body, bytes):
-        raise MalformedResponseError(f"the guest's body is a msgpack {type(body).__name__}, neither bin nor str")
-    response = web.Response(status=status, body=body, headers=call.response_headers())
+    response = web.Response(
+        status=decoded.status,
+        body=b"" if decoded.status in (204, 304) else body,
+        headers=call.response_headers(),
+    )
     headers = response.headers
-    for name, value in _pairs(raw.get("headers", ())):
-        if not isinstance(name, str) or not isinstance(value, str) or not _TOKEN.fullmatch(name):
-            raise MalformedResponseError(f"the guest's header {name!r:.40} is not a pair of token and text")
+    pairs = decoded.headers.items() if isinstance(decoded.headers, dict) else decoded.headers
+    n_bytes = 0
+    for name, value in pairs:
+        n_bytes += len(name) + len(value)
+        if not _TOKEN.fullmatch(name) or n_bytes > MAX_HEAD_BYTES:
+            raise MalformedResponseError(f"the guest's header {name[:40]!a} is no token, or its headers are too long")
         if _BAD_VALUE.search(value):
-            raise MalformedResponseError(f"the guest's header {name!r:.40} has a control character in its value")
+            raise MalformedResponseError(f"the guest's header {name[:40]!a} has a control character in its value")
         if name.lower() not in _SKIPPED:
             headers.add(name, value)
     return response
 
 
-def _pairs(headers: Any) -> list[tuple[Any, Any]]:
-    if isinstance(headers, dict):
-        return list(headers.items())
-    if isinstance(headers, (list, tuple)) and all(isinstance(pair, list) and len(pair) == 2 for pair in headers):
-        return [(pair[0], pair[1]) for pair in headers]
-    raise MalformedResponseError("the guest's headers are neither a map nor an array of [name, value] pairs")
+def _body(raw: msgspec.Raw) -> bytes:
+    """Return a body that came as bin or str; raises msgspec.ValidationError for any other type, unbuilt."""
+    first = memoryview(raw)[0]
+    if 0xA0 <= first <= 0xBF or first in (0xD9, 0xDA, 0xDB):  # the str formats of msgpack
+        return msgspec.msgpack.decode(raw, type=str).encode()
+    return msgspec.msgpack.decode(raw, type=bytes)
 
 
 def _text(value: str) -> str | bytes:

@@ -27,28 +27,39 @@ from faas.config import HostConfig
 from faas.errors import FaasError, InternalError, PeerGoneError
 from faas.gateway.admission import Admission
 from faas.gateway.app import Gateway
+from faas.gateway.http import Server
 from faas.gateway.journal import Journal
 from faas.gateway.live import LiveTable
+from faas.gateway.metering import Meter
+from faas.gateway.models import ModelGate
+from faas.gateway.openai.api import OpenAiApi
+from faas.gateway.openai.keys import KeyRing
 from faas.invocation import Deployment
 from faas.log import configure, event
+from faas.nn.client import ModelClient
 from faas.wasm.runtime import Runtime
 from faas.wire.framing import Channel
 from faas.wire.messages import (
     PROTOCOL_VERSION,
     Activated,
+    ApiKey,
     ArtifactNeeded,
     ArtifactReady,
     Drain,
     FromControl,
     Hello,
+    Keys,
+    Models,
     Prepare,
     Prepared,
     Ready,
     Table,
 )
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("faas.gateway.worker")  # __name__ is __main__ here, and nobody listens to that
 BACKLOG = 4096
+CUT_OFF_S = 0.5
+"""How long requests that outlast the drain budget have between being cancelled and the end."""
 SPARE_SLOTS = 2
 """Pool slots beyond the guest threads' that admission leaves free: a cancelled guest's slot comes back a slice late."""
 
@@ -62,6 +73,11 @@ class WorkerSettings(msgspec.Struct, frozen=True):
     token: str
     public_host: str
     public_port: int
+    models_socket: str = ""
+    models_token: str = ""
+    models: tuple[str, ...] = ()
+    models_missing: str = ""
+    keys: tuple[ApiKey, ...] = ()
 
 
 class Worker:
@@ -88,13 +104,23 @@ class Worker:
             max_queue=config.max_queue,
             queue_timeout_s=config.queue_timeout_s,
         )
-        self.journal = Journal(self._gauges)
+        clock = SystemClock()
+        self.model_client = ModelClient(
+            settings.models_socket, settings.models_token, f"worker-{settings.worker}", clock=clock
+        )
+        self.meter = Meter(clock)
+        self.keys = KeyRing(settings.keys, open_to_all=config.openai_open_to_all)
+        self.openai = OpenAiApi(self.model_client, self.meter, self.keys, clock)
+        self.openai.missing = settings.models_missing
+        self.journal = Journal(self._gauges, self.meter.stats)
         self.gateway = Gateway(
             self.runtime,
             self.table,
             self.admission,
-            self.journal,
-            SystemClock(),
+            journal=self.journal,
+            models=ModelGate(self.model_client if settings.models_socket else None, self.meter, clock),
+            openai=self.openai,
+            clock=clock,
             server_port=settings.public_port,
         )
 
@@ -146,6 +172,10 @@ class Worker:
             elif isinstance(message, Table):
                 self.table.replace(message.generation, message.deployments)
                 await self._channel.send(Activated(message.generation))
+            elif isinstance(message, Keys):
+                self.keys.replace(message.keys)
+            elif isinstance(message, Models):
+                self.openai.missing = message.missing
             elif isinstance(message, ArtifactReady):
                 waiting = self._repairs.get(message.id)
                 if waiting is not None and not waiting.done():
@@ -165,18 +195,23 @@ class Worker:
             raise InternalError(f"control began with {type(first).__name__}, not with a table")
         self.table.replace(first.generation, first.deployments)
 
-        server = web.Server(
+        if settings.models_socket:
+            self.model_client.start()
+        server = Server(
             self.gateway.handle,
+            head_timeout_s=config.header_timeout_s,
             handler_cancellation=True,
+            auto_decompress=False,  # a guest gets the body that was sent, as CONTENT_LENGTH counts it
             access_log=None,
             keepalive_timeout=config.keepalive_timeout_s,
             lingering_time=2.0,
         )
-        runner = web.ServerRunner(server, shutdown_timeout=config.drain_timeout_s)
+        runner = web.ServerRunner(server, shutdown_timeout=CUT_OFF_S)
         await runner.setup()
         site = web.SockSite(runner, _listen(settings.public_host, settings.public_port), backlog=BACKLOG)
         await site.start()
         sender = asyncio.create_task(self.journal.run(self._channel.send))
+        watcher = asyncio.create_task(self.gateway.watch_clients())
         await self._channel.send(Ready(first.generation))
         event(_log, "worker.ready", worker=settings.worker, pid=os.getpid(), port=settings.public_port)
 
@@ -190,12 +225,14 @@ class Worker:
         try:
             async with asyncio.timeout(budget_s):
                 await self.admission.wait_idle()
+                await self.openai.wait_idle()
         except TimeoutError:
             event(_log, "drain.cut_off", worker=settings.worker, active=self.admission.active)
         await runner.cleanup()
-        for task in (stop, sender, *self._tasks):
+        await self.model_client.aclose()
+        for task in (stop, sender, watcher, *self._tasks):
             task.cancel()
-        await asyncio.gather(stop, sender, *self._tasks, return_exceptions=True)
+        await asyncio.gather(stop, sender, watcher, *self._tasks, return_exceptions=True)
         try:
             await self.journal.flush(self._channel.send)
             await self._channel.send(self.journal.stats())

@@ -1,1 +1,1 @@
-"""The model server process: resident weights and continuous batching; filled by the models work."""
+"""The model server process: resident weights and continuous batching for every function of the host."""

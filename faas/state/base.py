@@ -28,9 +28,36 @@ class References(msgspec.Struct, frozen=True):
     bundle_digests: frozenset[str]
 
 
+class ModelEntry(msgspec.Struct, frozen=True):
+    """A registered model: where its file is, and the SHA-256 (hex) of its content when it was added."""
+
+    name: str
+    path: str
+    digest: str
+    bytes: int
+    added_at: float = 0.0
+
+
+class KeyEntry(msgspec.Struct, frozen=True):
+    """An API key as it is kept: SHA-256 (hex) of its text, never the text; ``tokens_per_minute`` 0 means no limit."""
+
+    name: str
+    sha256: str
+    tokens_per_minute: int = 0
+    added_at: float = 0.0
+
+
+class FileMark(msgspec.Struct, frozen=True):
+    """What tells cheaply that a file is still the one whose content was fingerprinted."""
+
+    path: str
+    bytes: int
+    mtime_ns: int
+
+
 class State(Protocol):
     """
-    Functions and their immutable versions, numbered from 1 per function; lives as long as the host.
+    Functions and their immutable versions, numbered from 1 per function; models; API keys. Lives as long as the host.
 
     What an operation has returned is on the disk: it survives a kill and a power cut.
     A version number is never given twice, not even after its function was removed.
@@ -79,6 +106,42 @@ class State(Protocol):
 
     async def update_artifact_key(self, function: str, version: int, artifact_key: str) -> None:
         """Note that *version*'s native code is now kept under *artifact_key* (another engine, another key)."""
+
+    async def put_model(self, entry: ModelEntry) -> ModelEntry:
+        """Keep *entry* in place of what has its name, and return it with its time."""
+
+    async def remove_model(self, name: str) -> None:
+        """
+        Forget the model *name*; its file stays.
+
+        Raises: ModelNotFoundError.
+        """
+
+    async def models(self) -> tuple[ModelEntry, ...]:
+        """Return every registered model, ordered by name."""
+
+    async def fingerprint(self, mark: FileMark) -> str:
+        """Return the digest that was kept for just this file; '' if none was, or if it has changed since."""
+
+    async def keep_fingerprint(self, mark: FileMark, digest: str) -> None:
+        """Remember *digest* for as long as the file at that path stays as *mark* says."""
+
+    async def add_key(self, entry: KeyEntry) -> KeyEntry:
+        """
+        Keep *entry*, and return it with its time.
+
+        Raises: BadRequestError if a key has that name.
+        """
+
+    async def remove_key(self, name: str) -> None:
+        """
+        Forget the key *name*.
+
+        Raises: BadRequestError if there is none.
+        """
+
+    async def keys(self) -> tuple[KeyEntry, ...]:
+        """Return every API key, ordered by name."""
 
     async def aclose(self) -> None:
         """Finish what was begun and close the store."""

@@ -12,11 +12,11 @@ from typing import TypeVar
 import msgspec
 
 from faas.clock import Clock
-from faas.errors import FunctionNotFoundError, StateError
+from faas.errors import BadRequestError, FunctionNotFoundError, ModelNotFoundError, StateError
 from faas.invocation import Deployment, Kind
 from faas.manifest import Manifest
 from faas.routes import refuse_conflicts
-from faas.state.base import NewVersion, References
+from faas.state.base import FileMark, KeyEntry, ModelEntry, NewVersion, References
 
 # One entry per schema version, applied in order; never change one that was released, append.
 MIGRATIONS = (
@@ -48,6 +48,27 @@ MIGRATIONS = (
         action   TEXT NOT NULL CHECK (action IN ('deploy', 'remove')),
         function TEXT NOT NULL,
         version  INTEGER NOT NULL
+    ) STRICT;
+    """,
+    """
+    CREATE TABLE models (                           -- files are referred to, never copied
+        name     TEXT PRIMARY KEY,
+        path     TEXT NOT NULL,
+        digest   TEXT NOT NULL,
+        bytes    INTEGER NOT NULL,
+        added_at REAL NOT NULL
+    ) STRICT;
+    CREATE TABLE fingerprints (                     -- so that gigabytes are hashed once
+        path     TEXT PRIMARY KEY,
+        bytes    INTEGER NOT NULL,
+        mtime_ns INTEGER NOT NULL,
+        digest   TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE keys (
+        name              TEXT PRIMARY KEY,
+        sha256            TEXT NOT NULL UNIQUE,
+        tokens_per_minute INTEGER NOT NULL,
+        added_at          REAL NOT NULL
     ) STRICT;
     """,
 )
@@ -127,6 +148,71 @@ class SqliteState:
             )
 
         await self._run(update)
+
+    async def put_model(self, entry: ModelEntry) -> ModelEntry:
+        kept = msgspec.structs.replace(entry, added_at=self._clock.time_ns() / 1e9)
+
+        def put(db: sqlite3.Connection) -> ModelEntry:
+            db.execute(
+                "INSERT OR REPLACE INTO models (name, path, digest, bytes, added_at) VALUES (?, ?, ?, ?, ?)",
+                msgspec.structs.astuple(kept),
+            )
+            return kept
+
+        return await self._run(put)
+
+    async def remove_model(self, name: str) -> None:
+        def remove(db: sqlite3.Connection) -> None:
+            if not db.execute("DELETE FROM models WHERE name = ?", (name,)).rowcount:
+                raise ModelNotFoundError(f"no model {name!r} is registered; 'faas models list' shows those that are")
+
+        await self._run(remove)
+
+    async def models(self) -> tuple[ModelEntry, ...]:
+        return await self._run(_models)
+
+    async def fingerprint(self, mark: FileMark) -> str:
+        def find(db: sqlite3.Connection) -> str:
+            row = db.execute(
+                "SELECT digest FROM fingerprints WHERE path = ? AND bytes = ? AND mtime_ns = ?",
+                msgspec.structs.astuple(mark),
+            ).fetchone()
+            return str(row[0]) if row else ""
+
+        return await self._run(find)
+
+    async def keep_fingerprint(self, mark: FileMark, digest: str) -> None:
+        def keep(db: sqlite3.Connection) -> None:
+            db.execute(
+                "INSERT OR REPLACE INTO fingerprints (path, bytes, mtime_ns, digest) VALUES (?, ?, ?, ?)",
+                (*msgspec.structs.astuple(mark), digest),
+            )
+
+        await self._run(keep)
+
+    async def add_key(self, entry: KeyEntry) -> KeyEntry:
+        kept = msgspec.structs.replace(entry, added_at=self._clock.time_ns() / 1e9)
+
+        def add(db: sqlite3.Connection) -> KeyEntry:
+            if db.execute("SELECT 1 FROM keys WHERE name = ?", (kept.name,)).fetchone():
+                raise BadRequestError(f"a key {kept.name!r} is there already; 'faas keys remove {kept.name}' first")
+            db.execute(
+                "INSERT INTO keys (name, sha256, tokens_per_minute, added_at) VALUES (?, ?, ?, ?)",
+                msgspec.structs.astuple(kept),
+            )
+            return kept
+
+        return await self._run(add)
+
+    async def remove_key(self, name: str) -> None:
+        def remove(db: sqlite3.Connection) -> None:
+            if not db.execute("DELETE FROM keys WHERE name = ?", (name,)).rowcount:
+                raise BadRequestError(f"there is no key {name!r}; 'faas keys list' shows those that are")
+
+        await self._run(remove)
+
+    async def keys(self) -> tuple[KeyEntry, ...]:
+        return await self._run(_keys)
 
     async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """The gate: run *work* in one transaction on the thread, and map what SQLite says."""
@@ -251,6 +337,16 @@ def _references(db: sqlite3.Connection) -> References:
         artifact_keys=frozenset(row[1] for row in rows),
         bundle_digests=frozenset(row[2] for row in rows if row[2]),
     )
+
+
+def _models(db: sqlite3.Connection) -> tuple[ModelEntry, ...]:
+    rows = db.execute("SELECT name, path, digest, bytes, added_at FROM models ORDER BY name")
+    return tuple(ModelEntry(*row) for row in rows)
+
+
+def _keys(db: sqlite3.Connection) -> tuple[KeyEntry, ...]:
+    rows = db.execute("SELECT name, sha256, tokens_per_minute, added_at FROM keys ORDER BY name")
+    return tuple(KeyEntry(*row) for row in rows)
 
 
 def _note(db: sqlite3.Connection, at: float, action: str, function: str, version: int) -> None:

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 LOG_LIMIT_LINE = b"log limit reached"
+LINE_COST_BYTES = 64
+MAX_WRITE_BYTES = 64 * 1024
+MAX_WRITE_LINES = 256
 
 
 class InputStream(Protocol):
@@ -94,12 +97,25 @@ class CollectingOutput:
         return b"".join(self.chunks)
 
 
+class DiscardedOutput:
+    """An output that takes everything and keeps nothing."""
+
+    __slots__ = ()
+
+    full = False
+
+    def write(self, data: bytes) -> int:
+        """Take all of *data*."""
+        return len(data)
+
+
 class LineOutput:
     """
     An output that hands complete lines to *on_line* without their newline; a guest can neither fail nor flood it.
 
     A line over *max_line_bytes* arrives in pieces of that length. Past *max_bytes* in all, one last line says
-    ``log limit reached`` and the rest is dropped. *on_line* must not raise.
+    ``log limit reached`` and the rest is dropped; a line costs LINE_COST_BYTES besides its own, for what is kept with
+    it. One write takes at most MAX_WRITE_BYTES and MAX_WRITE_LINES: no host call lasts. *on_line* must not raise.
     """
 
     __slots__ = ("_left", "_max_line_bytes", "_on_line", "_tail")
@@ -113,10 +129,17 @@ class LineOutput:
         self._tail = b""
 
     def write(self, data: bytes) -> int:
-        """Take all of *data*, whether or not it is kept."""
+        """Take *data*, or as much of it as one call may, whether or not it is kept."""
+        if self._left < 0:
+            return len(data)
+        data = data[:MAX_WRITE_BYTES]
+        n_lines = data.count(b"\n")
+        if n_lines > MAX_WRITE_LINES:
+            data = b"\n".join(data.split(b"\n", MAX_WRITE_LINES)[:MAX_WRITE_LINES]) + b"\n"
+            n_lines = MAX_WRITE_LINES
         if self._left >= 0:
             kept = data[: self._left]
-            self._left -= len(data)
+            self._left -= len(data) + n_lines * LINE_COST_BYTES
             self._split(kept)
             if self._left < 0:
                 self.close()

@@ -26,6 +26,7 @@ from faas.errors import (
     MemoryLimitError,
     OverloadedError,
 )
+from faas.nn.session import NnContext
 from faas.wasi.context import GuestExit, WasiContext
 from faas.wasm import capi
 from faas.wasm.engine import GROW_FAILED_EXPORT
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 SLICE_TICKS = 2
 """Ticks until a guest yields: a slice lasts between one and two ticks."""
+LONG_SLICE_NS = 300_000
+"""A guest whose last slice took longer than this runs its next one in the pool, also after a wait."""
 OFFLOADED_SLICES_S = 0.01
 """How long a pool thread stays with one guest before it lets the next one have a turn."""
 
@@ -123,7 +126,7 @@ class Fiber:
     """
     One invocation's guest: a fresh store, a fresh instance, and what its host calls need; closed exactly once.
 
-    This is also the ``guest`` that host functions get: ``memory``, ``wasi``, ``request_yield``.
+    This is also the ``guest`` that host functions get: ``memory``, ``wasi``, ``nn``, ``request_yield``.
 
     Thread: used from the loop thread, and from a pool thread only inside an off-loaded slice.
     """
@@ -136,11 +139,13 @@ class Fiber:
         "_cpu_limit_ns",
         "_frame",
         "_future",
+        "_instantiated",
+        "_last_slice_ns",
         "_must_yield",
-        "_offloaded",
         "_on_closed",
         "_slices",
         "_store",
+        "_template",
         "_wait",
         "_wait_done",
         "_wait_error",
@@ -151,6 +156,7 @@ class Fiber:
         "failure",
         "memory",
         "memory_limit_bytes",
+        "nn",
         "on_pause",
         "wasi",
     )
@@ -173,6 +179,7 @@ class Fiber:
         goes out there, and a slow consumer holds the guest back. *on_closed* is called once the store is gone.
         """
         self.wasi = wasi
+        self.nn: NnContext | None = None
         self.memory: Any = None
         self.failure: BaseException | None = None
         self.cpu_ns = 0
@@ -185,8 +192,10 @@ class Fiber:
         self._future: int | None = None
         self._busy: Future[bool] | None = None
         self._closed = False
-        self._offloaded = False
+        self._last_slice_ns = 0
         self._must_yield = False
+        self._instantiated = False
+        self._template: Template | None = None
         self._wait: Awaitable[int] | None = None
         self._wait_done = False
         self._wait_value = 0
@@ -225,11 +234,13 @@ class Fiber:
         Raises: GuestTrapError, CpuLimitError, OverloadedError (no free slot), and what host calls raise.
         """
         at = self._at
+        self._template = template  # its code must outlive every slice of this fiber
         await self._drive(
             capi.instance_pre_instantiate_async(
                 template.pre, self._context, at + capi.FRAME_INSTANCE, at + capi.FRAME_TRAP, at + capi.FRAME_ERROR
             )
         )
+        self._instantiated = True
 
     def has_export(self, name: bytes) -> bool:
         """Return whether the instance exports a function *name*; it becomes the one ``call`` calls."""
@@ -277,8 +288,14 @@ class Fiber:
         """
         if not isinstance(self.memory, LinearMemory):
             at = self._at
-            if not capi.instance_export_get(
-                self._context, at + capi.FRAME_INSTANCE, b"memory", 6, at + capi.FRAME_MEMORY
+            # wasmtime aborts the process when it is asked about an instance that was never made, or about a handle
+            # of another kind: both are the guest's to arrange, so both are looked at first.
+            if (
+                not self._instantiated
+                or not capi.instance_export_get(
+                    self._context, at + capi.FRAME_INSTANCE, b"memory", 6, at + capi.FRAME_MEMORY
+                )
+                or self._frame.memory.kind != capi.EXTERN_MEMORY
             ):
                 raise GuestTrapError("the module does not export its memory; export it as 'memory' and redeploy")
             self.memory = LinearMemory(self._context, at + capi.FRAME_MEMORY_OF)
@@ -289,6 +306,8 @@ class Fiber:
         if self._closed:
             return
         self._closed = True
+        if self.nn is not None:
+            self.nn.close()
         busy = self._busy
         if busy is not None and not busy.done():
             loop = asyncio.get_running_loop()
@@ -300,7 +319,14 @@ class Fiber:
         if self._future is not None:
             capi.call_future_delete(self._future)
             self._future = None
+        # A cancelled slice may have ended by itself since: what it left is ours to free.
+        frame = self._frame
+        if frame.trap:
+            capi.take_trap(frame.trap)
+        if frame.error:
+            capi.take_error(frame.error)
         capi.store_delete(self._store)
+        self._template = None
         self.memory = NoMemory()
         wait, self._wait = self._wait, None
         if wait is not None and asyncio.iscoroutine(wait):
@@ -312,7 +338,6 @@ class Fiber:
 
     async def _drive(self, future: int) -> None:
         self._future = future
-        self._offloaded = False
         done = self._slice()
         while not done:
             self._check_cpu()
@@ -326,10 +351,9 @@ class Fiber:
                 except FaasError as exc:
                     self._wait_error = exc
                 self._wait_done = True
-                # A guest that burnt its slice before goes on in the pool; one that mostly waits runs on right here.
-                done = await self._offload() if self._offloaded else self._slice()
+                # Who computed for long before it waited goes on in the pool; who mostly waits runs on right here.
+                done = await self._offload() if self._last_slice_ns > LONG_SLICE_NS else self._slice()
             else:
-                self._offloaded = True
                 done = await self._offload()
         self._future = None
         capi.call_future_delete(future)
@@ -343,7 +367,8 @@ class Fiber:
         self._must_yield = False
         began = time.perf_counter_ns()
         done: bool = capi.call_future_poll(self._future)
-        self.cpu_ns += time.perf_counter_ns() - began
+        self._last_slice_ns = time.perf_counter_ns() - began
+        self.cpu_ns += self._last_slice_ns
         return done
 
     def _slices_in_pool(self) -> bool:
@@ -360,7 +385,8 @@ class Fiber:
                 if time.perf_counter() >= until:
                     return False
         finally:
-            self.cpu_ns += time.thread_time_ns() - began
+            self._last_slice_ns = time.thread_time_ns() - began
+            self.cpu_ns += self._last_slice_ns
 
     async def _offload(self) -> bool:
         # Cancelled here, a slice that runs right now runs on: ``_busy`` stays, and close() waits for it.
@@ -418,6 +444,8 @@ class Fiber:
 
     def ran_out_of_memory(self) -> bool:
         """Return whether the guest was ever refused memory; ``precompile/growth.py`` makes modules tell."""
+        if not self._instantiated:
+            return False
         at = self._at
         name = GROW_FAILED_EXPORT
         found = capi.instance_export_get(
@@ -426,7 +454,8 @@ class Fiber:
         if not found or self._frame.export.kind != capi.EXTERN_GLOBAL:
             return False
         capi.global_get(self._context, at + capi.FRAME_EXPORT_OF, at + capi.FRAME_RESULTS)
-        return bool(self._frame.results[0].i64 & 0xFFFFFFFF)
+        flag = self._frame.results[0]
+        return flag.kind == capi.I32 and bool(flag.i64 & 0xFFFFFFFF)
 
 
 def first_line(message: str) -> str:

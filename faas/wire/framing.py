@@ -74,7 +74,9 @@ class Channel(Generic[In]):
         except (asyncio.IncompleteReadError, ConnectionError, OSError) as exc:
             raise PeerGoneError("the peer closed the connection") from exc
         try:
-            message: In = msgspec.convert(msgpack.unpackb(payload), self._incoming, builtin_types=(bytes,))
+            message: In = msgspec.convert(
+                msgpack.unpackb(payload, strict_map_key=False), self._incoming, builtin_types=(bytes,)
+            )
         except (ValueError, TypeError, msgpack.UnpackException, msgspec.ValidationError) as exc:
             raise ProtocolError(f"the peer sent a frame that is none of its messages: {exc}") from exc
         return message

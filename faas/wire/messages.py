@@ -5,6 +5,10 @@ One conversation: the worker connects and sends ``Hello``; control answers ``Tab
 sends ``Ready``. From then on control sends ``Prepare`` (load a version and try it; answered by ``Prepared``) and
 ``Table`` (serve exactly this; answered by ``Activated``). A worker that finds an artifact missing or tampered sends
 ``ArtifactNeeded`` and waits for ``ArtifactReady``. ``Lines`` and ``Stats`` flow up unasked. ``Drain`` ends it.
+
+``Models`` and ``Keys`` have no answer of their own: they come right after the first ``Table``, and after a change they
+come before a ``Table`` with a new generation (the deployments may be the same), whose ``Activated`` says that the
+worker goes by them too. What they held when the worker was started is in its settings already.
 """
 
 from __future__ import annotations
@@ -86,11 +90,38 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     Worker → control, about once a second: cumulative counters since the worker began.
 
     ``functions`` maps a function to {"invocations": n, "<outcome>": n, "duration_ms": sum, "start_ms": sum,
-    "cpu_ms": sum}; ``gauges`` has host-wide numbers of this worker (``active``, ``queued``, ``modules``).
+    "cpu_ms": sum} and, where it used models, {"prompt_tokens": n, "generated_tokens": n, "model_requests": n}; these
+    three also come per API key, under ``key:NAME``. ``gauges`` has host-wide numbers of this worker (``active``,
+    ``queued``, ``modules``).
     """
 
     functions: dict[str, dict[str, float]]
     gauges: dict[str, float]
+
+
+class ApiKey(msgspec.Struct, frozen=True):
+    """One key for the OpenAI-compatible endpoints: SHA-256 (hex) of its text, and its quota; 0 means no limit."""
+
+    name: str
+    sha256: str
+    tokens_per_minute: int = 0
+
+
+class Keys(msgspec.Struct, frozen=True, tag="keys"):
+    """Control → worker: exactly these keys open the OpenAI-compatible endpoints; without any, this machine may."""
+
+    keys: tuple[ApiKey, ...]
+
+
+class Models(msgspec.Struct, frozen=True, tag="models"):
+    """
+    Control → worker: exactly these models exist on this host.
+
+    ``missing`` is not empty when there are none because this host can't run any (``models-missing``): the reason.
+    """
+
+    names: tuple[str, ...]
+    missing: str = ""
 
 
 class Drain(msgspec.Struct, frozen=True, tag="drain"):
@@ -100,4 +131,4 @@ class Drain(msgspec.Struct, frozen=True, tag="drain"):
 
 
 FromWorker = Hello | Ready | Activated | Prepared | ArtifactNeeded | Lines | Stats
-FromControl = Table | Prepare | ArtifactReady | Drain
+FromControl = Table | Prepare | ArtifactReady | Models | Keys | Drain

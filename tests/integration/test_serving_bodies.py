@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import http.client
 import threading
 import time
@@ -74,7 +75,9 @@ def test_output_reaches_the_client_while_the_guest_still_runs(host: Host) -> Non
 def test_both_directions_stream_at_once(host: Host) -> None:
     """A client that waits for the echo of each part before it sends the next one never waits in vain."""
     with host.socket() as raw, raw.makefile("rb") as lines:
-        raw.sendall(f"POST /{host.serves('echo-stdin')} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        raw.sendall(
+            f"POST /{host.serves('echo-stdin')} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+        )
         for i in range(5):
             part = f"part {i}".encode()
             raw.sendall(chunked(part))
@@ -123,6 +126,32 @@ def test_a_body_that_ends_early_ends_the_guest(host: Host) -> None:
         )
         assert raw.recv(12) == b"HTTP/1.1 200"
     assert host.log_of(name, "cut-body")[-1]["outcome"] == "cancelled"
+
+
+@pytest.mark.parametrize("guest", ["echo-c", "echo-stdin"])
+def test_a_compressed_body_reaches_the_guest_as_it_was_sent(host: Host, guest: str) -> None:
+    body = gzip.compress(b"hello" * 100)
+    reply = host.request("POST", f"/{host.serves(guest)}", body, {"Content-Encoding": "gzip"})
+    assert reply.body == body
+
+
+def test_a_body_with_broken_chunks_ends_at_the_deadline_with_the_connection(host: Host) -> None:
+    """aiohttp does not tell the reader of a body that the rest of it is lost, so this is left to the deadline."""
+    name = host.serves("echo-stdin", timeout_s=0.5)
+    with host.socket() as raw:
+        raw.sendall(
+            f"POST /{name} HTTP/1.1\r\nHost: x\r\nX-Request-Id: broken\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+        )
+        raw.sendall(chunked(b"part"))
+        received = raw.recv(65536)
+        assert received.startswith(b"HTTP/1.1 200")
+        raw.sendall(b"no chunk at all\r\n")
+        with contextlib.suppress(ConnectionError):
+            while piece := raw.recv(65536):
+                received += piece
+    assert received.count(b"HTTP/1.1") == 1
+    assert b"0\r\n\r\n" not in received
+    assert host.log_of(name, "broken")[-1]["outcome"] == "limited"
 
 
 def test_a_client_that_does_not_read_holds_the_guest_back(host: Host) -> None:

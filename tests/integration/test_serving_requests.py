@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 
 import pytest
-from hosting import Host, wasm
+from hosting import Host, MakeHost, wasm
 
 TIMING = re.compile(r"queue;dur=(\d+\.\d{3}), start;dur=(\d+\.\d{3}), run;dur=(\d+\.\d{3})")
 
@@ -295,3 +296,33 @@ def test_another_method_is_405_and_allow_names_the_right_ones(shop: Host) -> Non
 
 def test_a_method_that_the_exact_route_lacks_falls_to_the_next(shop: Host) -> None:
     assert shop.request("POST", "/shop/items/new", b"x").headers["X-Faas-Function"] == "shop-item"
+
+
+def everything(sock: socket.socket) -> bytes:
+    """Return what comes until the host closes."""
+    reply = b""
+    while chunk := sock.recv(65536):
+        reply += chunk
+    return reply
+
+
+def test_what_is_no_http_is_answered_by_a_problem(host: Host) -> None:
+    with host.socket() as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nBad Header: x\r\n\r\n")
+        reply = everything(sock)
+    assert b" 400 Bad Request" in reply
+    assert b"application/problem+json" in reply
+    assert b'"malformed-request"' in reply
+
+
+def test_a_client_that_does_not_finish_its_head_is_cut_off(make_host: MakeHost) -> None:
+    host = make_host(header_timeout_s=0.3).start()
+    for begun in (b"", b"GET / HTTP/1.1\r\nHost:"):
+        with host.socket() as sock:
+            sock.sendall(begun)
+            assert everything(sock).startswith(b"HTTP/1.1 408 ")
+    with host.socket() as sock:
+        sock.sendall(b"GET /nope HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert sock.recv(65536).startswith(b"HTTP/1.1 404 ")
+        sock.sendall(b"GET /nope HTTP/1.1\r\nHost:")
+        assert everything(sock).startswith(b"HTTP/1.1 408 ")

@@ -70,6 +70,34 @@ def test_a_value_out_of_range_is_an_error_that_names_the_setting(tmp_path: Path,
         loaded(tmp_path, {key: value})
 
 
+def test_models_of_every_source_are_merged_by_name(tmp_path: Path) -> None:
+    config = loaded(
+        tmp_path,
+        {"models": {"a": "/flag"}},
+        {"FAAS_MODELS": "a=/environ,b=/environ=1"},
+        '[models]\na = "/file"\nb = "/file"\nc = "/file"',
+    )
+    assert config.models == {"a": "/flag", "b": "/environ=1", "c": "/file"}
+
+
+def test_paths_of_models_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    config = loaded(tmp_path, environ={"FAAS_MODELS": "a=x.gguf,b=~/y.gguf"})
+    assert config.models == {"a": str(tmp_path / "x.gguf"), "b": "/home/me/y.gguf"}
+
+
+@pytest.mark.parametrize("models", ["a", "=x", "a=", "a b=/x", "../a=/x"])
+def test_a_model_that_is_not_a_name_and_a_path_is_an_error(tmp_path: Path, models: str) -> None:
+    with pytest.raises(ConfigError, match="models"):
+        loaded(tmp_path, environ={"FAAS_MODELS": models})
+
+
+def test_model_budget_is_half_of_the_memory_unless_it_is_said() -> None:
+    assert HostConfig(model_budget_bytes=7).model_budget == 7
+    assert 2**28 < HostConfig().model_budget < 2**50
+
+
 def test_a_section_that_is_no_table_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="pool"):
         loaded(tmp_path, {"pool.slots": 3}, file="pool = 3")
@@ -81,7 +109,7 @@ def test_a_file_that_is_not_toml_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_file_that_was_asked_for_must_exist(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="missing.toml"):
+    with pytest.raises(ConfigError, match=r"missing\.toml"):
         load_config({"home": str(tmp_path)}, {}, file=tmp_path / "missing.toml")
 
 
@@ -106,3 +134,8 @@ def test_home_is_found_from_the_environment(environ: dict[str, str], home: str) 
 def test_home_is_always_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_config({"home": "here"}, {}).home_path == tmp_path / "here"
+
+
+def test_a_newline_at_the_end_is_part_of_no_models_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="models"):
+        load_config({"home": str(tmp_path), "models": {"m\n": "/m.gguf"}}, {})

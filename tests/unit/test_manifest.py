@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -10,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from faas.errors import ManifestError
-from faas.manifest import Limits, Manifest, manifest_from_builtins, manifest_from_toml, manifest_to_builtins
+from faas.manifest import (
+    MAX_MANIFEST_BYTES,
+    Limits,
+    Manifest,
+    manifest_from_builtins,
+    manifest_from_toml,
+    manifest_to_builtins,
+)
 
 
 def test_a_name_is_enough_and_gives_the_route() -> None:
@@ -71,20 +79,29 @@ def test_what_is_not_toml_says_so() -> None:
         manifest_from_toml("name: f")
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
-def test_any_builtins_give_a_manifest_or_a_manifest_error(raw: Any) -> None:
+def message_of(read: Callable[[], object]) -> str:
+    """Return what a manifest error says, '' if there was none; anything else raised is a bug."""
     try:
-        manifest_from_builtins(raw)
+        read()
     except ManifestError as exc:
-        assert "\n" not in exc.message
+        return exc.message
+    return ""
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(values)
+def test_any_builtins_give_a_manifest_or_a_manifest_error_of_one_line(raw: Any) -> None:
+    assert "\n" not in message_of(lambda: manifest_from_builtins(raw))
 
 
 @given(st.text(max_size=200))
 def test_any_text_gives_a_manifest_or_a_manifest_error(text: str) -> None:
-    try:
-        manifest_from_toml(text)
-    except ManifestError as exc:
-        assert exc.message
+    message_of(lambda: manifest_from_toml(text))
 
 
 def test_a_manifest_survives_being_written_and_read() -> None:
@@ -99,3 +116,32 @@ def test_a_manifest_survives_being_written_and_read() -> None:
 def test_a_manifest_is_frozen() -> None:
     with pytest.raises(AttributeError):
         Manifest(name="f").name = "g"
+
+
+@pytest.mark.parametrize("raw", [{"name": "f\n"}, {"name": "f", "kind": "command\n"}, {"name": "f", "kind": "\n"}])
+def test_a_newline_at_the_end_is_part_of_no_name(raw: dict[str, Any]) -> None:
+    with pytest.raises(ManifestError, match=r"name|kind"):
+        manifest_from_builtins(raw)
+
+
+HALF = "\ud800"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        *({"env": {"A": HALF}}, {"env": {HALF: "x"}}, {"routes": ["/" + HALF]}, {"module": HALF}, {HALF: 1}),
+        *({"preinit": HALF}, {"files": HALF}, {"capabilities": {"models": [HALF]}}, {"name": HALF}),
+    ],
+)
+def test_half_a_surrogate_pair_is_refused_in_a_message_that_can_be_sent(raw: dict[str, Any]) -> None:
+    with pytest.raises(ManifestError) as caught:
+        manifest_from_builtins({"name": "f", **raw})
+    caught.value.message.encode()
+
+
+def test_a_manifest_of_more_than_its_cap_is_refused_with_what_to_do() -> None:
+    fits = {"name": "f", "env": {"A": "x" * (MAX_MANIFEST_BYTES - 100)}}
+    manifest_from_builtins(fits)
+    with pytest.raises(ManifestError, match="may take 65536; put what is large into a file"):
+        manifest_from_builtins({**fits, "env": {"A": "x" * MAX_MANIFEST_BYTES}})

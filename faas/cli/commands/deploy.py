@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from faas.cli.client import Access, AdminClient, environ, find_host
 from faas.cli.options import AdminUrl, Home, Json, pairs
-from faas.cli.output import print_json
+from faas.cli.output import print_json, visible
 from faas.cli.package import Package, example_path, load_package
 from faas.control.views import DeploymentView
 
@@ -34,6 +35,8 @@ def deploy(
     """Deploy a function; when this returns, every worker serves it."""
     package = load_package(path, name=name, routes=route or (), env=dict(pairs(env or [], "--env")), models=model or ())
     deployment = asyncio.run(send(find_host(home, admin_url, environ()), package, quiet=json))
+    if not json:
+        print_warnings(deployment)
     if json:
         print_json(deployment)
     else:
@@ -66,6 +69,12 @@ async def send(access: Access, package: Package, *, quiet: bool) -> DeploymentVi
             )
         steps.enter("")
     return done.deployment
+
+
+def print_warnings(deployment: DeploymentView) -> None:
+    """Say on stderr what the function names and the host has not."""
+    for warning in deployment.warnings:
+        print(f"warning: {visible(warning)}", file=sys.stderr, flush=True)
 
 
 def print_deployed(deployment: DeploymentView) -> None:

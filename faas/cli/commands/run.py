@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from faas.cli.options import pairs
+from faas.errors import ModelsMissingError
 from faas.wasm.oneshot import run_once
 
 
@@ -20,8 +21,15 @@ def run(
     dir: Annotated[
         list[str] | None, typer.Option(metavar="HOST::GUEST", help="Show the folder HOST to the program as GUEST.")
     ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=PATH", help="Let the program use this GGUF file as NAME.")
+    ] = None,
 ) -> None:
     """Run a WASI program once, with this terminal's stdio; its exit code becomes ours."""
+    if pairs(model or [], "--model"):
+        raise ModelsMissingError(
+            "'faas run' can't give a program models yet; 'faas deploy --model NAME' to a host does"
+        )
     folders = []
     for given in dir or []:
         host, mark, guest = given.partition("::")

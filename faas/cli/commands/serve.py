@@ -11,8 +11,8 @@ import typer
 
 from faas import log
 from faas.cli.client import Access, environ, find_host
-from faas.cli.commands.deploy import curl_line, send
-from faas.cli.options import Home
+from faas.cli.commands.deploy import curl_line, print_warnings, send
+from faas.cli.options import Home, pairs
 from faas.cli.package import Package, load_package
 from faas.config import load_config
 from faas.control.main import RunningHost
@@ -31,6 +31,10 @@ def serve(
     config: Annotated[
         Path | None, typer.Option(help="Settings; HOME/faas.toml if left out.", show_default=False)
     ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=PATH", help="Offer this GGUF file as NAME for this run; may be repeated."),
+    ] = None,
     deploy: Annotated[
         list[Path] | None, typer.Option(metavar="PATH", help="Deploy this once the host is up; may be repeated.")
     ] = None,
@@ -42,6 +46,7 @@ def serve(
         "port": port,
         "admin_port": admin_port,
         "workers": workers,
+        "models": dict(pairs(model, "--model")) if model else None,
     }
     settings = load_config(flags, environ(), file=config)
     packages = [load_package(path) for path in deploy or []]
@@ -59,7 +64,9 @@ async def _deploy_all(access: Access, packages: list[Package]) -> list[Deploymen
     deployed: list[DeploymentView] = []
     for package in packages:
         try:
-            deployed.append(await send(access, package, quiet=True))
+            view = await send(access, package, quiet=True)
+            print_warnings(view)
+            deployed.append(view)
         except FaasError as exc:
             print(f"error: {package.manifest.name} is not deployed: {exc.message}", file=sys.stderr, flush=True)
     return deployed
@@ -70,6 +77,9 @@ def _print_banner(running: RunningHost, deployed: list[DeploymentView]) -> None:
         f"functions   {running.public_url}   ({running.workers} workers)",
         f"admin API   {running.admin_url}   token in {running.token_path}",
     ]
+    if running.models or running.models_problem:
+        problem = f"not served now: {running.models_problem}" if running.models_problem else ""
+        lines.append(f"models      {'   '.join(filter(None, (' '.join(running.models), problem)))}")
     lines += [f"deployed    {view.function} version {view.version}: {' '.join(view.urls)}" for view in deployed]
     lines.append(f"try         {curl_line(deployed[0]) if deployed else f'curl {running.public_url}/_faas/health'}")
     print("\n".join(lines), flush=True)

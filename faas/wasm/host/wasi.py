@@ -28,7 +28,7 @@ from faas.wasm.memory import GuestMemory, MemoryFaultError
 MAX_IOVECS: Final = 1024
 MAX_IO_BYTES: Final = 1 << 20  # one call moves at most this much; guests go on with the rest
 MAX_SUBSCRIPTIONS: Final = 4096
-MAX_RANDOM_BYTES: Final = 16 << 20  # some 40 ms of the loop's time; the call can't answer less than it was asked
+MAX_RANDOM_BYTES: Final = 1 << 20  # some 2 ms of the loop's time; the call can't answer less than it was asked
 
 _RANDOM_CHUNK_BYTES: Final = 65536
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import stat
 from pathlib import Path
 
@@ -10,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from faas.artifacts.store import ArtifactStore, native_key
-from faas.errors import ArtifactMissingError, ArtifactTamperedError, ConfigError
+from faas.artifacts.store import ArtifactStore, disk_watched, native_key
+from faas.errors import ArtifactMissingError, ArtifactTamperedError, ConfigError, StateError
 
 KEY = native_key("a" * 64, "", "fingerprint")
 OTHER = native_key("b" * 64, "", "fingerprint")
@@ -203,11 +205,10 @@ def test_remove_unreferenced_keeps_what_is_named(store) -> None:
     bundle, no_bundle = store.put_bundle(b"kept"), store.put_bundle(b"gone")
     put(store, KEY, b"kept")
     put(store, OTHER, b"gone")
-    (store.wasm_path(kept).parent / f"{kept}.wasm.0.tmp").write_bytes(b"half")
 
     n_removed = store.remove_unreferenced({kept}, {KEY}, {bundle})
 
-    assert n_removed == 5  # a module, its half-written copy, a bundle, native code and its MAC
+    assert n_removed == 4  # a module, a bundle, native code and its MAC
     assert store.wasm_path(kept)
     assert store.bundle_path(bundle)
     assert store.open_native(KEY)
@@ -231,7 +232,56 @@ def test_a_failed_write_leaves_no_temporary_file(store, monkeypatch) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StateError, match="No space"):
         store.put_wasm(b"\0asm")
 
     assert not [path for path in store.scratch.parent.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+def test_a_full_or_broken_disk_is_a_state_error_for_every_put(store, monkeypatch, number: int) -> None:
+    made = store.scratch / "made"
+    made.write_bytes(b"native")
+
+    def fail(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("os.fsync", fail)
+    for put_it in (
+        lambda: store.put_wasm(b"\0asm"),
+        lambda: store.put_bundle(b"tar"),
+        lambda: store.put_native(KEY, made),
+    ):
+        with pytest.raises(StateError, match="disk full") as caught:
+            put_it()
+        assert os.strerror(number) in caught.value.message
+
+
+def test_an_os_error_that_is_not_the_disks_stays_what_it_is() -> None:
+    with pytest.raises(PermissionError), disk_watched():
+        raise PermissionError(errno.EPERM, "no")
+
+
+def test_sweeping_while_a_named_artifact_is_put_harms_neither(store, monkeypatch) -> None:
+    """A sweep at the worst moment: the file is written and not yet renamed."""
+    rename = os.replace
+
+    def sweep_first(old: Path, new: Path) -> None:
+        assert store.remove_unreferenced(set(), {KEY}, set()) == 0
+        rename(old, new)
+
+    monkeypatch.setattr("os.replace", sweep_first)
+    assert put(store, KEY, b"native").read_bytes() == b"native"
+
+
+def test_half_written_files_never_stand_where_whole_ones_do(store, monkeypatch) -> None:
+    asides = []
+    rename = os.replace
+    monkeypatch.setattr("os.replace", lambda old, new: (asides.append(Path(old)), rename(old, new)))
+
+    store.put_wasm(b"one")
+    store.put_bundle(b"one")
+    put(store, KEY, b"native")
+
+    assert {path.parent for path in asides} == {store.scratch}
+    assert len(set(asides)) == len(asides)

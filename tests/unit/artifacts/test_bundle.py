@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from faas.artifacts.bundle import check_bundle, pack_bundle, read_bundle
 from faas.errors import ArtifactMissingError, ArtifactTamperedError, ManifestError
+from faas.wasi.files import BundleTree
 
 
 @pytest.fixture
@@ -192,3 +193,63 @@ def test_mutated_archives_raise_only_our_errors(folder: Path, tmp_path: Path, da
     else:
         for contents in read_bundle(stored(tmp_path, cut)).values():
             bytes(contents)
+
+
+def pax_entry(raw_name: bytes) -> bytes:
+    """Return an archive of one empty file whose name is those very bytes."""
+    made = entry("x" * len(raw_name)).tobuf(tarfile.USTAR_FORMAT)
+    header = raw_name.ljust(100, b"\0") + made[100:148] + b" " * 8 + made[156:]
+    return header[:148] + b"%06o\0 " % sum(header) + header[156:] + bytes(1024)
+
+
+PATHS = [
+    *(("a", "a/b"), ("a/b", "a"), ("a/b/c", "a/b"), ("a", "a/b/c"), ("a-", "a", "a/b")),
+    *(("x" * 255,), ("x" * 256,), ("ä" * 127,), ("ä" * 128,), ("x" * 256 + "/a",), ("d/" + "x" * 256,)),
+    *(("a", "b", "c/d"), ("tmp/a",), ("tmp", "tmp/a"), ("..a", "a..", "...")),
+]
+
+
+@pytest.mark.parametrize("paths", PATHS, ids=lambda paths: "+".join(path[:12] for path in paths))
+def test_an_upload_is_refused_exactly_when_no_guest_could_have_its_files(paths: tuple[str, ...]) -> None:
+    try:
+        BundleTree(dict.fromkeys(paths, b""))
+    except ValueError:
+        with pytest.raises(ManifestError):
+            check_bundle(tar_of(*map(entry, paths)))
+    else:
+        check_bundle(tar_of(*map(entry, paths)))
+
+
+names = st.lists(st.sampled_from(["a", "b", "a-", "x" * 255, "x" * 256, "ä" * 128]), min_size=1, max_size=3).map(
+    "/".join
+)
+
+
+@given(st.lists(names, min_size=1, max_size=4, unique=True))
+def test_any_upload_is_refused_exactly_when_no_guest_could_have_its_files(paths: list[str]) -> None:
+    test_an_upload_is_refused_exactly_when_no_guest_could_have_its_files(tuple(paths))
+
+
+def test_a_name_that_is_not_utf_8_is_refused(folder: Path, tmp_path: Path) -> None:
+    check_bundle(pax_entry("ä".encode()))
+    with pytest.raises(ManifestError, match="not UTF-8"):
+        check_bundle(pax_entry(b"\xff"))
+    with pytest.raises(UnicodeEncodeError):
+        BundleTree({os.fsdecode(b"\xff"): b""})
+    (folder / os.fsdecode(b"\xff")).write_bytes(b"")
+    with pytest.raises(ManifestError, match="not UTF-8; rename it"):
+        pack_bundle(folder)
+
+
+def test_a_file_where_a_folder_is_announced_is_refused() -> None:
+    for entries in ((entry("a", tarfile.DIRTYPE), entry("a")), (entry("a"), entry("a", tarfile.DIRTYPE))):
+        with pytest.raises(ManifestError, match="both as a file and as a folder"):
+            check_bundle(tar_of(*entries))
+
+
+def test_a_path_of_thousands_of_folders_is_refused_at_once() -> None:
+    with pytest.raises(ManifestError, match="longer than 4096 bytes"):
+        check_bundle(tar_of(entry("a/" * 500_000 + "a")))
+    deep = ["/".join(f"{first}{n}" for n in range(600)) for first in "abcdefghijklmnopqrst"]
+    with pytest.raises(ManifestError, match="more than 10000 folders"):
+        check_bundle(tar_of(*map(entry, deep)))

@@ -28,6 +28,7 @@ def _control_bench():
 
 _bench = _control_bench()
 run_dir = _bench.run_dir
+gguf = _bench.gguf
 
 
 class Ended:
@@ -102,6 +103,9 @@ async def host(tmp_path, run_dir, faas, monkeypatch):
         state=bench.state,
         deployer=bench.deployer,
         supervisor=bench.supervisor,
+        models=bench.models,
+        model_server=bench.model_server,
+        keys=bench.keys,
         logs=bench.logs,
         counts=bench.counts,
         clock=bench.clock,

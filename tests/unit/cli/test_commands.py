@@ -10,9 +10,11 @@ import pytest
 
 from faas.cli.commands.logs import readable
 from faas.errors import CompileFailedError
+from faas.wire.messages import Stats
 
 COMMANDS = (
     "serve", "deploy", "invoke", "list", "inspect", "remove", "versions", "logs", "status", "run", "new", "doctor",
+    "models", "keys",
 )  # fmt: skip
 
 
@@ -44,6 +46,10 @@ def test_help_lists_every_command(faas):
         ("invoke", "hello", "--path", "no-slash"),
         ("invoke", "hello", "--data", "a", "--data-file", "b"),
         ("invoke", "hello", "-H", "no colon"),
+        ("models", "add", "a"),
+        ("keys", "add", "a", "--tokens-per-minute", "-1"),
+        ("serve", "--model", "no-equals-sign"),
+        ("run", "x.wasm", "--model", "no-equals-sign"),
     ],
 )
 def test_wrong_usage_is_exit_code_two(faas, arguments):
@@ -177,6 +183,67 @@ async def test_status_shows_the_workers(host):
     assert len((await host("status", "--json")).json["workers"]) == 2
 
 
+async def test_models_are_added_listed_and_removed(host, gguf, monkeypatch):
+    assert "faas models add" in (await host("models", "list")).out
+    assert (await host("models")).out == (await host("models", "list")).out
+    path = gguf()
+    monkeypatch.chdir(path.parent)
+    added = await host("models", "add", "a", path.name)
+    assert added.code == 0
+    assert "a is registered: tiny" in added.out
+    listed = (await host("models", "list")).out
+    assert listed.splitlines()[1].split()[:3] == ["a", "320", "B"]
+    assert "serving" in listed
+    (model,) = (await host("models", "list", "--json")).json["models"]
+    assert model["path"] == str(path)
+    assert (await host("models", "remove", "a")).code == 0
+    gone = await host("models", "remove", "a")
+    assert (gone.code, gone.err.count("\n")) == (1, 1)
+
+
+async def test_model_that_is_none_is_an_error_line(host, tmp_path):
+    (tmp_path / "x.gguf").write_bytes(b"this is no model at all, whatever its name")
+    ended = await host("models", "add", "a", tmp_path / "x.gguf")
+    assert ended.code == 1
+    assert ended.err.startswith(f"error: {tmp_path / 'x.gguf'}: no GGUF file")
+
+
+async def test_model_whose_name_needs_quoting_is_an_error_line(host, gguf):
+    for name in ("a/b", "..", "ü", ""):
+        ended = await host("models", "add", name, gguf())
+        assert (ended.code, ended.err.count("\n")) == (1, 1)
+
+
+async def test_deploy_warns_on_stderr_of_a_model_that_is_not_there(host, wasm):
+    ended = await host("deploy", wasm, "--model", "a")
+    assert ended.code == 0
+    assert "warning: my-func may use the model 'a', but there is none: 'faas models add a PATH.gguf'" in ended.err
+    assert "warning" not in (await host("deploy", wasm, "--model", "a", "--json")).err
+    assert "faas models add" in (await host("inspect", "my-func")).out
+
+
+async def test_key_goes_to_stdout_alone_and_is_never_listed(host):
+    assert "answer to this machine" in (await host("keys", "list")).out
+    assert (await host("keys", "--json")).json == []
+    made = await host("keys", "add", "bot", "--tokens-per-minute", "100")
+    assert made.code == 0
+    assert made.out.startswith("faas-")
+    assert made.out.count("\n") == 1
+    host.bench.counts.report(0, Stats({"key:anonymous": {"prompt_tokens": 42}}, {}))
+    listed = (await host("keys", "list")).out
+    assert "bot" in listed
+    assert "(without a key)" in listed
+    assert made.out.strip() not in listed
+    assert (await host("keys", "list", "--json")).json[0]["tokens_per_minute"] == 100
+    assert "answer to this machine" in (await host("keys", "remove", "bot")).err
+    assert (await host("keys", "remove", "bot")).code == 1
+
+
+async def test_status_shows_why_there_is_no_model_server(host):
+    out = (await host("status")).out
+    assert "absent: no model is registered" in out
+
+
 async def test_logs_are_printed_for_people_and_for_scripts(host, wasm):
     await host("deploy", wasm)
     host.bench.logs.append(
@@ -239,6 +306,26 @@ def test_run_ends_with_the_exit_code_of_the_program(faas, tmp_path, monkeypatch)
     assert seen["args"] == ["-v", "arg"]
     assert seen["env"] == {"A": "b"}
     assert seen["dirs"] == [("/src", "/data"), ("/same", "/same")]
+
+
+def test_run_with_a_model_is_refused_in_one_line(faas, tmp_path):
+    ended = faas("run", tmp_path / "x.wasm", "--model", "a=/x.gguf")
+    assert ended.code == 1
+    assert ended.err.startswith("error: 'faas run' can't give a program models")
+
+
+def test_serve_passes_models_on_as_settings(faas, monkeypatch, tmp_path):
+    seen = {}
+
+    async def serve_host(settings, ready):
+        seen["settings"] = settings
+
+    monkeypatch.setattr("faas.cli.commands.serve.serve_host", serve_host)
+    monkeypatch.setattr("faas.cli.commands.serve.log.configure", lambda stream: None)
+    monkeypatch.setenv("FAAS_MODELS", "a=/env.gguf,b=/env.gguf")
+    monkeypatch.chdir(tmp_path)
+    assert faas("serve", "--model", "a=flag.gguf").code == 0
+    assert seen["settings"].models == {"a": str(tmp_path / "flag.gguf"), "b": "/env.gguf"}
 
 
 def test_doctor_is_content_with_this_machine_or_says_what_to_do(faas, monkeypatch):

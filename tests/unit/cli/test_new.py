@@ -65,6 +65,8 @@ def test_new_refuses_a_name_that_can_not_be_deployed(faas, folder, name):
         ("c-reactor/faas.h", "c/faas.h"),
         ("rust-reactor/faas/lib.rs", "rust/faas/src/lib.rs"),
         ("rust-reactor/faas/msgpack.rs", "rust/faas/src/msgpack.rs"),
+        ("rust-reactor/faas/nn.rs", "rust/faas/src/nn.rs"),
+        ("rust-reactor/faas/json.rs", "rust/faas/src/json.rs"),
     ],
 )
 def test_sdk_in_the_templates_is_the_sdk(copy, original):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import struct
 import tempfile
 from pathlib import Path
 
@@ -16,7 +17,10 @@ from faas.clock import SystemClock
 from faas.config import HostConfig
 from faas.control.compiler import Compiled
 from faas.control.deployer import Deployer, Upload
+from faas.control.keys import KeyRing
 from faas.control.logs import FunctionLogs
+from faas.control.models import ModelRegistry
+from faas.control.modelserver import ModelSupervisor
 from faas.control.stats import Counts
 from faas.control.supervisor import Supervisor
 from faas.errors import PeerGoneError
@@ -32,10 +36,26 @@ from faas.wire.messages import (
     Drain,
     FromControl,
     Hello,
+    Keys,
+    Models,
     Prepare,
     Prepared,
     Ready,
     Table,
+)
+from faas.wire.models import (
+    MODEL_PROTOCOL_VERSION,
+    ClientHello,
+    Describe,
+    Final,
+    Finish,
+    FromModelClient,
+    ModelCard,
+    Ping,
+    Pong,
+    Register,
+    ServerHello,
+    Unregister,
 )
 
 
@@ -48,6 +68,7 @@ class FakeWorker:
         self.settings = json.loads(settings)
         self.index = self.settings["worker"]
         self.tables = []
+        self.models = self.keys = None
         self.prepared = []
         self.answers = {}
         self.exit_code = asyncio.get_running_loop().create_future()
@@ -91,6 +112,9 @@ class FakeWorker:
             await self.channel.send(Ready(table.generation))
             while True:
                 message = await self.channel.receive()
+                if isinstance(message, Models | Keys):
+                    setattr(self, type(message).__name__.lower(), message)
+                    continue
                 self.fleet.log.append((type(message).__name__.lower(), self.index))
                 if isinstance(message, Prepare):
                     self.prepared.append(message.deployment)
@@ -141,6 +165,121 @@ class FakeFleet:
         return True
 
 
+class FakeModelServer:
+    """One model server process, in this very process; ``fleet`` decides how it behaves."""
+
+    def __init__(self, fleet, pid, settings):
+        self.fleet = fleet
+        self.pid = pid
+        self.settings = json.loads(settings)
+        self.models = dict(self.settings["models"])
+        self.heard = []
+        self.channel = None
+        self.final = 0
+        self.exit_code = asyncio.get_running_loop().create_future()
+        self.task = asyncio.create_task(self._live())
+        self.task.add_done_callback(lambda task: self.exit_code.done() or self.exit_code.set_result(self._code(task)))
+
+    def _code(self, task):
+        return self.final if task.cancelled() or task.exception() is None else 1
+
+    async def wait(self):
+        return await asyncio.shield(self.exit_code)
+
+    def kill(self):
+        if self.exit_code.done():
+            raise ProcessLookupError
+        self.fleet.log.append(("killed", self.pid))
+        self.die(-9)
+
+    def die(self, code=1):
+        self.final = code
+        self.task.cancel()
+
+    def card(self, name):
+        return ModelCard(name, self.models[name], "", 10, name in self.fleet.loaded, n_ctx=512, architecture="tiny")
+
+    def cards(self):
+        return tuple(map(self.card, self.models))
+
+    async def _live(self):
+        if self.fleet.die_at_start:
+            raise ConnectionError("died at start")
+        ended = asyncio.Event()
+        conversations = []
+
+        async def accept(reader, writer):
+            conversations.append(asyncio.current_task())
+            try:
+                await self._converse(Channel(reader, writer, FromModelClient))
+            except PeerGoneError:
+                pass
+            finally:
+                writer.close()
+                if not self.fleet.lingers:
+                    ended.set()
+
+        server = await asyncio.start_unix_server(accept, self.settings["socket"])
+        try:
+            await ended.wait()
+        finally:
+            server.close()
+            for conversation in conversations:
+                conversation.cancel()
+            await asyncio.gather(*conversations, return_exceptions=True)
+
+    async def _converse(self, channel):
+        hello = await channel.receive()
+        assert isinstance(hello, ClientHello)
+        assert (hello.client, hello.token) == ("control", self.settings["token"])
+        await self.fleet.may_be_ready.wait()
+        await channel.send(ServerHello(self.fleet.protocol, self.pid, "fake", 1, "abc", self.cards()))
+        self.channel = channel
+        while True:
+            message = await channel.receive()
+            self.heard.append(message)
+            if isinstance(message, Ping):
+                if self.fleet.answers:
+                    await channel.send(Pong(message.id))
+            elif isinstance(message, Describe) and self.fleet.answers:
+                await channel.send(Final(message.id, Finish.DONE, cards=self.cards()))
+            elif isinstance(message, Register | Unregister) and self.fleet.answers:
+                if not self.fleet.learns:
+                    return
+                await channel.send(self._changed(message))
+
+    def _changed(self, message):
+        if isinstance(message, Unregister):
+            self.models.pop(message.name, None)
+            return Final(message.id, Finish.DONE)
+        if self.fleet.refuse is not None:
+            return Final(message.id, Finish.FAILED, problem=to_problem(self.fleet.refuse))
+        self.models[message.name] = message.path
+        return Final(message.id, Finish.DONE, cards=(self.card(message.name),))
+
+
+class FakeModelFleet:
+    """All the fake model servers that a supervisor started, in order."""
+
+    def __init__(self):
+        self.servers = []
+        self.log = []
+        self.loaded = set()
+        self.protocol = MODEL_PROTOCOL_VERSION
+        self.die_at_start = False
+        self.lingers = False
+        self.answers = True
+        self.learns = True
+        self.refuse = None
+        self.may_be_ready = asyncio.Event()
+        self.may_be_ready.set()
+
+    async def spawn(self, settings):
+        server = FakeModelServer(self, 2000 + len(self.servers), settings)
+        self.servers.append(server)
+        return server
+
+
 class FakeCompiler:
     """Compiles by prefixing; ``refuse`` is raised instead when set."""
 
@@ -179,21 +318,35 @@ class FakeCompiler:
 class Bench:
     """A control process in pieces, with fake workers."""
 
-    def __init__(self, home, run_dir, n_workers=2, sleep=None):
+    def __init__(self, home, run_dir, n_workers=2, missing="", demo=None, **settings):
         self.home = home
-        self.config = HostConfig(home=str(home), workers=n_workers, drain_timeout_s=0.05, max_upload_bytes=64 * 1024)
+        self.config = HostConfig(
+            home=str(home), workers=n_workers, drain_timeout_s=0.05, max_upload_bytes=64 * 1024, **settings
+        )
         self.fleet = FakeFleet()
         self.counts = Counts()
         self.lines = []
         self.clock = SystemClock()
         self.logs = FunctionLogs(home / "logs", 4096, self.clock)
         self.pauses = []
+        self.missing = missing
+        self.demo = demo
+        self.model_fleet = FakeModelFleet()
+        self.model_server = ModelSupervisor(
+            self.config,
+            run_dir=run_dir,
+            clock=self.clock,
+            missing=missing,
+            spawn=self.model_fleet.spawn,
+            sleep=self._sleep,
+        )
         self.supervisor = Supervisor(
             self.config,
             run_dir=run_dir,
             public_host="127.0.0.1",
             public_port=8080,
             clock=self.clock,
+            model_access=self.model_server.access,
             on_lines=lambda by_function: [self.logs.append(*item) for item in by_function.items()],
             on_stats=self.counts.report,
             on_gone=self.counts.retire,
@@ -212,10 +365,28 @@ class Bench:
         self.deployer = Deployer(
             state=self.state, store=self.store, compiler=self.compiler, fleet=self.supervisor, clock=self.clock
         )
-        await self.supervisor.start(await self.deployer.restore(), self.deployer)
+        self.keys = KeyRing(self.state, self.supervisor)
+        self.models = ModelRegistry(
+            self.config,
+            state=self.state,
+            server=self.model_server,
+            fleet=self.supervisor,
+            missing=self.missing,
+            demo=lambda: self.demo,
+        )
+        await self.models.restore()
+        self.model_server.start(self.models.offered(), self.models.digests())
+        await self.supervisor.start(
+            await self.deployer.restore(),
+            self.deployer,
+            models=self.models.names(),
+            keys=await self.keys.keys(),
+        )
 
     async def stop(self):
         await self.supervisor.drain()
+        await self.model_server.aclose()
+        await self.models.aclose()
         await self.deployer.aclose()
         self.logs.close()
         await self.state.aclose()
@@ -227,6 +398,38 @@ class Bench:
 
     def stored(self):
         return sorted(path.name for path in (self.home / "artifacts").rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def gguf(tmp_path):
+    """Make a model's file: a whole GGUF of nothing but metadata and one small tensor."""
+    return lambda name="m.gguf", architecture="tiny": write_gguf(tmp_path / name, architecture)
+
+
+def write_gguf(path, architecture="tiny"):
+    """
+    Write a minimal GGUF, version 3.
+
+    Source: ggml docs/gguf.md.
+    """
+
+    def text(value):
+        raw = value.encode()
+        return struct.pack("<Q", len(raw)) + raw
+
+    def pair(key, kind, value):
+        return text(key) + struct.pack("<I", kind) + value
+
+    pairs = [
+        pair("general.architecture", 8, text(architecture)),
+        pair(f"{architecture}.context_length", 4, struct.pack("<I", 2048)),
+        pair("general.name", 8, text(path.stem)),
+    ]
+    tensor = text("token_embd.weight") + struct.pack("<IQIQ", 1, 32, 0, 0)
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, len(pairs)) + b"".join(pairs) + tensor
+    head += bytes(-len(head) % 32)
+    path.write_bytes(head + bytes(32 * 4))
+    return path
 
 
 @pytest.fixture

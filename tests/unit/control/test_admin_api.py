@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 
 import aiohttp
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from yarl import URL
 
 from faas.control.api import AdminApi
 from faas.control.openapi import ENDPOINTS
 from faas.errors import CompileFailedError
 from faas.problems import CONTENT_TYPE
 from faas.wire.messages import Stats
+from faas.wire.models import ModelStats
 
 TOKEN = "the-token"
 NDJSON = {"Accept": "application/x-ndjson"}
@@ -30,6 +33,9 @@ def api(bench, tmp_path):
         state=bench.state,
         deployer=bench.deployer,
         supervisor=bench.supervisor,
+        models=bench.models,
+        model_server=bench.model_server,
+        keys=bench.keys,
         logs=bench.logs,
         counts=bench.counts,
         clock=bench.clock,
@@ -300,6 +306,8 @@ async def test_status_shows_workers(client, bench):
     status = await (await client.get("/api/status")).json()
     assert [worker["state"] for worker in status["workers"]] == ["serving", "serving"]
     assert status["home"] == bench.config.home
+    assert status["model_server"]["state"] == "absent"
+    assert status["model_server"]["reason"]
     assert status["public_url"] == "http://127.0.0.1:8080"
 
 
@@ -317,6 +325,92 @@ async def test_metrics_are_prometheus_text(bench, client):
     assert "faas_workers_serving 2" in lines
 
 
+async def test_tokens_are_in_the_metrics_per_function_key_and_model(bench, client, gguf):
+    await bench.models.add("m", gguf())
+    used = {"prompt_tokens": 7, "generated_tokens": 3, "model_requests": 1}
+    bench.counts.report(0, Stats({"chat": {"invocations": 1, **used}, "key:bot": used}, {}))
+    bench.model_server.counts.report(ModelStats({"m": {"loads": 1, "cached_tokens": 5, "cells_used": 9}}, {}))
+    lines = (await (await client.get("/metrics")).text()).splitlines()
+    assert 'faas_tokens_total{function="chat",kind="prompt"} 7' in lines
+    assert 'faas_function_model_requests_total{function="chat"} 1' in lines
+    assert 'faas_key_tokens_total{key="bot",kind="generated"} 3' in lines
+    assert 'faas_model_loads_total{model="m"} 1' in lines
+    assert 'faas_model_tokens_total{model="m",kind="cached"} 5' in lines
+    assert 'faas_model_cells_used{model="m"} 9' in lines
+    assert "faas_model_server_serving 1" in lines
+    assert not any("key:bot" in line for line in lines)
+    assert len({line for line in lines if line.startswith("# TYPE")}) == sum("# TYPE" in line for line in lines)
+
+
+async def test_model_is_added_listed_shown_and_removed(bench, client, gguf):
+    bench.model_fleet.loaded = {"a"}
+    response = await client.put("/api/models/a", json={"path": str(gguf())})
+    assert response.status == 201
+    added = await response.json()
+    assert (added["source"], added["loaded"], added["n_ctx"]) == ("registered", True, 512)
+    listed = await (await client.get("/api/models")).json()
+    assert listed["models"] == [added]
+    assert listed["server"]["state"] == "serving"
+    assert await (await client.get("/api/models/a")).json() == added
+    assert (await client.delete("/api/models/a")).status == 204
+    for method in ("GET", "DELETE"):
+        gone = await client.request(method, "/api/models/a")
+        assert (await problem_of(gone))["code"] == "model-not-found"
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "code"),
+    [
+        ("a", b"", "bad-request"),
+        ("a", b"[]", "bad-request"),
+        ("a", b'{"path": 1}', "bad-request"),
+        ("a", b'{"path": "/x", "more": 1}', "bad-request"),
+        ("a", b'{"path": "relative.gguf"}', "bad-request"),
+        ("a", b'{"path": "/a\\u0000b"}', "bad-request"),
+        ("a", b'{"path": "' + b"x" * 2_000_000 + b'"}', "bad-request"),
+        ("-a", b'{"path": "/x"}', "bad-request"),
+        ("%20", b'{"path": "/x"}', "bad-request"),
+        ("a", b'{"path": "/no/such/file.gguf"}', "model-file-invalid"),
+    ],
+)
+async def test_malformed_model_is_refused(bench, client, name, body, code):
+    response = await client.put(URL(f"/api/models/{name}", encoded=True), data=io.BytesIO(body))
+    assert (await problem_of(response))["code"] == code
+    assert bench.models.known() == []
+
+
+async def test_deploy_warns_of_a_model_that_is_not_there(client, gguf):
+    manifest = {"capabilities": {"models": ["a"]}}
+    view = await (await client.put("/api/functions/hello", data=form(manifest))).json()
+    assert "faas models add a" in view["warnings"][0]
+    response = await client.put("/api/functions/hello", data=form(manifest), headers=NDJSON)
+    assert json.loads((await response.text()).splitlines()[-1])["deployment"]["warnings"]
+    await client.put("/api/models/a", json={"path": str(gguf())})
+    assert (await (await client.get("/api/functions/hello")).json())["active"]["warnings"] == []
+
+
+async def test_key_is_shown_once_then_only_its_numbers(bench, client):
+    response = await client.post("/api/keys", json={"name": "bot", "tokens_per_minute": 100})
+    assert (response.status, response.headers["Cache-Control"]) == (201, "no-store")
+    made = await response.json()
+    assert made["key"].startswith("faas-")
+    bench.counts.report(0, Stats({"key:bot": {"prompt_tokens": 2}}, {}))
+    text = await (await client.get("/api/keys")).text()
+    assert made["key"] not in text
+    (key,) = json.loads(text)["keys"]
+    assert (key["name"], key["tokens_per_minute"], key["counters"]) == ("bot", 100, {"prompt_tokens": 2})
+    assert (await (await client.get("/api/functions")).json())["functions"] == []
+    assert (await client.delete("/api/keys/bot")).status == 204
+    assert (await problem_of(await client.delete("/api/keys/bot")))["code"] == "bad-request"
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"name": ""}, {"name": "a b"}, {"name": "a", "tokens_per_minute": -1}, {"name": "a", "key": "x"}]
+)
+async def test_malformed_key_is_refused(client, body):
+    assert (await problem_of(await client.post("/api/keys", json=body)))["code"] == "bad-request"
+
+
 async def test_unknown_path_and_method_are_problems(client):
     response = await client.get("/api/nothing")
     assert (await problem_of(response))["code"] == "route-not-found"
@@ -330,3 +424,39 @@ async def test_every_answer_carries_a_request_id(client):
     refused = await client.get("/api/functions/nobody")
     assert ok.headers["X-Request-Id"]
     assert refused.headers["X-Request-Id"] == (await refused.json())["request_id"]
+
+
+@pytest.mark.parametrize("token", [TOKEN.encode() + b"\xff", b"\xff\xfe", "tökén".encode(), "tökén".encode("latin-1")])
+async def test_token_that_is_not_ascii_is_wrong_and_no_bug(api, token):
+    async with TestServer(api.app()) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(
+            b"GET /api/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer " + token + b"\r\n\r\n"
+        )
+        answer = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+    assert answer.startswith(b"HTTP/1.1 401 ")
+
+
+async def test_manifest_with_half_a_surrogate_pair_is_refused_by_name(client):
+    response = await client.put("/api/functions/hello", data=form({"env": {"A": "\ud800"}}))
+    assert (await problem_of(response))["code"] == "manifest-invalid"
+
+
+async def test_upload_onto_a_full_disk_says_so(client, monkeypatch):
+    def full(function, *args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("faas.control.api.asyncio.to_thread", full)
+    response = await client.put("/api/functions/hello", data=form())
+    problem = await problem_of(response)
+    assert (problem["code"], "disk full" in problem["detail"]) == ("state-failed", True)
+
+
+async def test_document_writes_patterns_as_json_schema_does(client):
+    schemas = (await (await client.get("/api/openapi.json")).json())["components"]["schemas"]
+    pattern = schemas["Manifest"]["properties"]["name"]["pattern"]
+    assert pattern.startswith("^")
+    assert pattern.endswith("$")
+    assert r"\Z" not in json.dumps(schemas)

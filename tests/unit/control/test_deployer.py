@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from faas.control.deployer import REMEMBER_FAILURE_S
 from faas.errors import (
     CompileFailedError,
     FunctionNotFoundError,
@@ -311,3 +312,65 @@ async def test_restart_sweeps_what_a_killed_host_left(new_bench):
     await first.start()
     assert first.stored() == []
     await first.stop()
+
+
+class ManualClock:
+    """Time that stands still until a test moves it."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+    def time_ns(self):
+        return 0
+
+
+async def test_remake_that_failed_is_answered_for_a_while_without_another_job(bench, monkeypatch):
+    deployment = await bench.deployer.deploy(bench.upload(), ignored)
+    clock = ManualClock()
+    monkeypatch.setattr(bench.deployer, "_clock", clock)
+    bench.store.open_native(deployment.artifact_key).unlink()
+    bench.compiler.refuse = CompileFailedError("not today")
+    for _ in range(5):
+        with pytest.raises(CompileFailedError, match="not today"):
+            await bench.deployer.remake(deployment)
+    assert bench.compiler.recompiled == ["hello"]
+
+    bench.compiler.refuse = None
+    clock.now += REMEMBER_FAILURE_S
+    await bench.deployer.remake(deployment)
+    assert bench.compiler.recompiled == ["hello", "hello"]
+    assert bench.store.has_native(deployment.artifact_key)
+
+
+async def test_deploy_of_the_same_module_forgets_that_its_remake_failed(bench, monkeypatch):
+    deployment = await bench.deployer.deploy(bench.upload(), ignored)
+    monkeypatch.setattr(bench.deployer, "_clock", ManualClock())
+    bench.compiler.refuse = CompileFailedError("not today")
+    with pytest.raises(CompileFailedError):
+        await bench.deployer.remake(deployment)
+    bench.compiler.refuse = None
+    await bench.deployer.deploy(bench.upload(), ignored)
+    await bench.deployer.remake(deployment)
+
+
+async def test_deploy_that_makes_the_table_too_large_for_a_message_is_refused_before_it_compiles(bench, monkeypatch):
+    await bench.deployer.deploy(bench.upload("a", env={"A": "x" * 4000}), ignored)
+    monkeypatch.setattr("faas.control.deployer.MAX_TABLE_BYTES", 6000)
+    stages = []
+    with pytest.raises(ManifestError, match="all 2 would take more than 6000 bytes"):
+        await bench.deployer.deploy(bench.upload("b", env={"A": "x" * 4000}), stages.append)
+    assert stages == []
+    # In the place of the old one there is room.
+    assert (await bench.deployer.deploy(bench.upload("a", env={"A": "y" * 4000}), ignored)).version == 2
+    assert (await bench.deployer.deploy(bench.upload("b"), ignored)).version == 1
+
+
+async def test_sweep_while_an_artifact_is_made_again_harms_neither(bench):
+    deployment = await bench.deployer.deploy(bench.upload(), ignored)
+    await bench.deployer.deploy(bench.upload("other", wasm=b"\0asm other one"), ignored)
+    bench.store.open_native(deployment.artifact_key).unlink()
+    await asyncio.gather(bench.deployer.remake(deployment), bench.deployer.remove("other"))
+    assert bench.store.has_native(deployment.artifact_key)

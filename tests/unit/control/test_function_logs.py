@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import pytest
 
@@ -17,16 +18,20 @@ def logs(tmp_path):
     logs.close()
 
 
+async def tail(logs, function, n_lines):
+    return await logs.snapshot(function).last_lines(n_lines)
+
+
 def line(i):
     return f'{{"text":"line {i}"}}\n'.encode()
 
 
-def test_tail_returns_the_last_lines_oldest_first(logs):
+async def test_tail_returns_the_last_lines_oldest_first(logs):
     for i in range(10):
         logs.append("hello", line(i))
-    assert logs.tail("hello", 3) == [line(7), line(8), line(9)]
-    assert logs.tail("hello", 0) == []
-    assert logs.tail("nobody", 3) == []
+    assert await tail(logs, "hello", 3) == [line(7), line(8), line(9)]
+    assert await tail(logs, "hello", 0) == []
+    assert await tail(logs, "nobody", 3) == []
 
 
 def test_full_file_is_set_aside_and_two_old_ones_are_kept(logs, tmp_path):
@@ -37,42 +42,42 @@ def test_full_file_is_set_aside_and_two_old_ones_are_kept(logs, tmp_path):
     assert all(path.stat().st_size <= 4096 for path in files)
 
 
-def test_tail_reads_on_in_older_files(logs):
+async def test_tail_reads_on_in_older_files(logs):
     for i in range(2000):
         logs.append("hello", line(i))
-    assert logs.tail("hello", 250) == [line(i) for i in range(1750, 2000)]
-    assert len(logs.tail("hello", 100_000)) < 2000
+    assert await tail(logs, "hello", 250) == [line(i) for i in range(1750, 2000)]
+    assert len(await tail(logs, "hello", 100_000)) < 2000
 
 
-def test_blob_larger_than_a_file_is_kept_whole(logs):
+async def test_blob_larger_than_a_file_is_kept_whole(logs):
     logs.append("hello", line(0))
     logs.append("hello", b"".join(line(i) for i in range(1, 1000)))
-    assert logs.tail("hello", 1000) == [line(i) for i in range(1000)]
+    assert await tail(logs, "hello", 1000) == [line(i) for i in range(1000)]
 
 
-def test_lines_longer_than_a_read_come_back_whole(logs):
+async def test_lines_longer_than_a_read_come_back_whole(logs):
     long = b'{"text":"' + b"x" * 200_000 + b'"}\n'
     logs.append("hello", long)
     logs.append("hello", line(1))
-    assert logs.tail("hello", 2) == [long, line(1)]
+    assert await tail(logs, "hello", 2) == [long, line(1)]
 
 
 @pytest.mark.parametrize("name", ["../state", "a/b", "", "..", "A", "x" * 64, "a\0"])
-def test_name_that_is_no_function_writes_nothing(logs, tmp_path, name):
+async def test_name_that_is_no_function_writes_nothing(logs, tmp_path, name):
     logs.append(name, line(1))
     assert list(tmp_path.rglob("*")) == [tmp_path / "logs"]
-    assert logs.tail(name, 5) == []
+    assert await tail(logs, name, 5) == []
     assert not logs.known(name)
 
 
-def test_many_functions_do_not_keep_many_files_open(logs):
+async def test_many_functions_do_not_keep_many_files_open(logs):
     before = len(os.listdir("/proc/self/fd"))
     for i in range(200):
         logs.append(f"f{i}", line(i))
     assert len(os.listdir("/proc/self/fd")) - before <= 64
-    assert logs.tail("f0", 1) == [line(0)]
+    assert await tail(logs, "f0", 1) == [line(0)]
     logs.append("f0", line(1))
-    assert logs.tail("f0", 2) == [line(0), line(1)]
+    assert await tail(logs, "f0", 2) == [line(0), line(1)]
 
 
 async def test_follower_gets_new_lines_of_its_function_only(logs):
@@ -104,7 +109,7 @@ async def test_close_ends_followers(logs):
     assert [blob async for blob in follower] == []
 
 
-def test_full_disk_loses_lines_and_nothing_else(logs, monkeypatch):
+async def test_full_disk_loses_lines_and_nothing_else(logs, monkeypatch):
     logs.append("hello", line(0))
 
     def refuse(descriptor, blob):
@@ -114,4 +119,34 @@ def test_full_disk_loses_lines_and_nothing_else(logs, monkeypatch):
         patch.setattr(os, "write", refuse)
         logs.append("hello", line(1))
     logs.append("hello", line(2))
-    assert logs.tail("hello", 5) == [line(0), line(2)]
+    assert await tail(logs, "hello", 5) == [line(0), line(2)]
+
+
+async def test_snapshot_is_of_its_moment_even_when_files_are_rotated_meanwhile(logs):
+    for i in range(3):
+        logs.append("hello", line(i))
+    before = logs.snapshot("hello")
+    for i in range(3, 2000):
+        logs.append("hello", line(i))
+    assert await before.last_lines(100) == [line(0), line(1), line(2)]
+
+
+async def test_tail_of_a_large_file_reads_no_byte_twice_and_never_on_the_loop(logs, monkeypatch):
+    text = b"".join(line(i) for i in range(50_000))
+    logs.append("hello", text)
+    reads = []
+    snapshot = logs.snapshot("hello")
+    (file, size), *_ = snapshot._files
+
+    class Counted:
+        seek, close = file.seek, file.close
+
+        def read(self, n):
+            reads.append((n, threading.current_thread()))
+            return file.read(n)
+
+    snapshot._files[0] = (Counted(), size)
+    assert b"".join(await snapshot.last_lines(100_000)) == text
+    assert sum(n for n, _ in reads) == len(text)
+    assert threading.main_thread() not in {thread for _, thread in reads}
+    assert file.closed

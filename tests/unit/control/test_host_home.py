@@ -8,6 +8,7 @@ import stat
 
 import pytest
 
+from faas.config import HostConfig
 from faas.control import main
 from faas.control.views import base_url
 from faas.errors import ConfigError, HomeLockedError, PortTakenError
@@ -112,3 +113,25 @@ async def test_host_without_an_address_is_a_config_error():
 )
 def test_url_can_be_tried_from_this_machine(host, url):
     assert base_url(host, 80) == url
+
+
+async def test_start_removes_what_a_killed_host_left_in_the_scratch_folder(tmp_path, monkeypatch):
+    left = tmp_path / "artifacts" / "scratch" / "job-1"
+    left.mkdir(parents=True)
+    (left / "module.wasm").write_bytes(b"x")
+
+    class Enough(Exception):
+        pass
+
+    async def stop_here(path, clock):
+        raise Enough
+
+    monkeypatch.setattr(main.SqliteState, "open", stop_here)
+    with main._locked(tmp_path), pytest.raises(HomeLockedError):
+        async with main._running(HostConfig(home=str(tmp_path))):
+            pass
+    assert left.exists(), "the scratch folder is another host's while it holds the home"
+    with pytest.raises(Enough):
+        async with main._running(HostConfig(home=str(tmp_path))):
+            pass
+    assert not left.exists()

@@ -9,7 +9,7 @@ import pytest
 from faas.control.supervisor import MAX_FAILED_STARTS, WorkerState
 from faas.errors import PeerGoneError, WorkerLostError
 from faas.wire.framing import Channel
-from faas.wire.messages import PROTOCOL_VERSION, FromControl, Hello, Lines, Stats
+from faas.wire.messages import PROTOCOL_VERSION, ApiKey, FromControl, Hello, Lines, Models, Stats
 
 
 async def until(condition):
@@ -33,6 +33,31 @@ async def test_worker_gets_its_settings_and_a_token_of_its_own(bench):
     assert first["public_port"] == 8080
     assert first["config"]["home"] == bench.config.home
     assert first["token"] != second["token"]
+
+
+async def test_worker_is_told_how_to_reach_the_models(bench, run_dir):
+    settings = bench.fleet.workers[0].settings
+    assert settings["models_socket"] == str(run_dir / "models.sock")
+    assert settings["models_token"] == bench.model_server.access.token
+    assert (settings["models"], settings["models_missing"], settings["keys"]) == ([], "", [])
+
+
+async def test_every_worker_goes_by_new_models_and_keys_when_the_call_returns(bench):
+    await bench.supervisor.set_models(Models(("a",)))
+    await bench.supervisor.set_keys((ApiKey("k", "h", 1),))
+    assert [(worker.models.names, worker.keys.keys[0].name) for worker in bench.fleet.workers] == [(("a",), "k")] * 2
+    assert all(worker.generation == 3 for worker in bench.supervisor.workers())
+
+
+async def test_worker_that_starts_later_has_models_and_keys_from_the_start(bench):
+    await bench.supervisor.set_models(Models(("a",)))
+    await bench.supervisor.set_keys((ApiKey("k", "h", 1),))
+    bench.fleet.workers[0].die()
+    await until(lambda: len(bench.fleet.workers) == 3 and states(bench) == ["serving", "serving"])
+    late = bench.fleet.workers[2]
+    assert (late.settings["models"], late.settings["keys"][0]["name"]) == (["a"], "k")
+    await until(lambda: late.keys is not None)
+    assert late.models.names == ("a",)
 
 
 async def test_dead_worker_is_replaced(bench):
@@ -110,7 +135,8 @@ async def test_counters_survive_the_worker_that_counted(bench):
 
 async def test_lines_reach_the_log_files(bench):
     await bench.fleet.workers[0].send(Lines({"hello": b'{"text":"hi"}\n'}))
-    await until(lambda: bench.logs.tail("hello", 1) == [b'{"text":"hi"}\n'])
+    await until(lambda: bench.logs.known("hello"))
+    assert await bench.logs.snapshot("hello").last_lines(1) == [b'{"text":"hi"}\n']
 
 
 async def test_drain_lets_workers_exit_by_themselves(new_bench):
@@ -142,3 +168,46 @@ async def test_drain_ends_a_worker_that_is_still_starting(new_bench):
     bench.fleet.may_be_ready.set()
     await bench.stop()
     assert len(bench.fleet.workers) == 1
+
+
+async def test_worker_that_lives_and_never_serves_is_killed_and_start_gives_up(new_bench, monkeypatch):
+    monkeypatch.setattr("faas.control.supervisor.READY_TIMEOUT_S", 0.01)
+    bench = new_bench(n_workers=1)
+    bench.fleet.may_be_ready.clear()
+    with pytest.raises(WorkerLostError, match="died"):
+        await bench.start()
+    bench.fleet.may_be_ready.set()
+    await bench.stop()
+    assert bench.fleet.log.count(("killed", 0)) >= MAX_FAILED_STARTS
+
+
+async def test_worker_is_replaced_even_when_what_hears_of_its_death_fails(new_bench, monkeypatch):
+    bench = new_bench(n_workers=1)
+    await bench.start()
+
+    def fail(index):
+        monkeypatch.setattr(bench.supervisor, "_on_gone", bench.counts.retire)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(bench.supervisor, "_on_gone", fail)
+    bench.fleet.workers[0].die()
+    await until(lambda: len(bench.fleet.workers) == 2 and states(bench) == ["serving"])
+    assert bench.pauses == [0.05]
+    await bench.stop()
+
+
+async def test_worker_that_can_not_be_spawned_for_an_unknown_reason_is_tried_again(new_bench, monkeypatch):
+    bench = new_bench(n_workers=1)
+    spawn = bench.fleet.spawn
+    failures = [ZeroDivisionError(), RuntimeError()]
+
+    async def fail_first(settings):
+        if failures:
+            raise failures.pop()
+        return await spawn(settings)
+
+    monkeypatch.setattr(bench.supervisor, "_spawn", fail_first)
+    await bench.start()
+    assert states(bench) == ["serving"]
+    assert bench.pauses == [0.05, 0.1]
+    await bench.stop()

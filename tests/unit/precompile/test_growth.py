@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 import wasmtime
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from wasm_bytes import HEADER, leb, section
 
 from faas.wasm.engine import GROW_FAILED_EXPORT
 from precompile.growth import watch_growth
@@ -20,7 +23,9 @@ def instance(wat: str, *, limit: int = 4 * 65536) -> tuple[wasmtime.Store, dict]
 
 
 def test_a_refused_grow_sets_the_flag_and_still_answers_minus_one():
-    store, exports = instance('(module (memory 1) (func (export "f") (param i32) (result i32) local.get 0 memory.grow))')
+    store, exports = instance(
+        '(module (memory 1) (func (export "f") (param i32) (result i32) local.get 0 memory.grow))'
+    )
     assert exports["f"](store, 1) == 1
     assert exports[FLAG].value(store) == 0
     assert exports["f"](store, 100) == -1
@@ -75,8 +80,10 @@ def test_every_guest_still_validates(path):
 
 
 def test_imports_of_every_kind_do_not_shift_the_added_indices():
-    wat = """(module (import "a" "f" (func (param i32))) (import "a" "g" (global i32)) (import "a" "t" (table 1 2 funcref))
-      (memory 1) (global (mut i64) (i64.const 7)) (func (export "f") (result i32) (memory.grow (i32.const 1000))))"""
+    wat = """(module
+      (import "a" "f" (func (param i32))) (import "a" "g" (global i32)) (import "a" "t" (table 1 2 funcref))
+      (memory 1) (global (mut i64) (i64.const 7))
+      (func (export "f") (result i32) (memory.grow (i32.const 1000))))"""
     store = wasmtime.Store()
     store.set_limits(memory_size=65536)
     module = wasmtime.Module(store.engine, watch_growth(bytes(wasmtime.wat2wasm(wat))))
@@ -89,3 +96,26 @@ def test_imports_of_every_kind_do_not_shift_the_added_indices():
     exports = wasmtime.Instance(store, module, imports).exports(store)
     assert exports["f"](store) == -1
     assert exports[FLAG].value(store) == 1
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_a_module_that_can_not_be_read_is_left_alone(data):
+    wasm = bytearray(
+        wasmtime.wat2wasm(
+            '(module (import "a" "f" (func (param i32))) (memory 1) (global i32 (i32.const 1))'
+            ' (func (export "f") (local i64)'
+            " (drop (memory.grow (i32.const 64))) (block (br_table 0 0 (i32.const 64)))))"
+        )
+    )
+    for at, byte in data.draw(st.lists(st.tuples(st.integers(8, len(wasm) - 1), st.integers(0, 255)), max_size=4)):
+        wasm[at] = byte
+    cut = bytes(wasm[: data.draw(st.integers(8, len(wasm)))])
+    assert watch_growth(cut)[:8] == cut[:8]
+
+
+def test_a_body_that_ends_in_the_middle_of_a_grow_is_left_alone():
+    body = b"\x00\x41\x40\x00\x41\x80"
+    wasm = HEADER + section(1, b"\x01\x60\x00\x00") + section(3, b"\x01\x00") + section(5, b"\x01\x00\x01")
+    wasm += section(10, b"\x01" + leb(len(body)) + body)
+    assert watch_growth(wasm) == wasm

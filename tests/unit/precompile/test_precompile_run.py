@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import io
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
-from wasm_bytes import FUNCTIONS, compile_bomb
+from wasm_bytes import FUNCTIONS, HEADER, compile_bomb, leb, name, section
 from wasmtime import Instance, Module, Store, wat2wasm
 
 from faas.artifacts.store import ArtifactStore
@@ -22,13 +24,14 @@ from faas.errors import (
     MemoryTooLargeError,
     NotWasmError,
     PreinitError,
+    StateError,
     UnknownImportsError,
     UnknownKindError,
 )
 from faas.invocation import Kind
 from faas.manifest import Limits, Manifest
 from faas.wasm.engine import EngineProfile, new_engine
-from precompile.job import _try_load
+from precompile.job import Failed, Job, Line, _try_load, main, run_job
 from precompile.run import Precompiled, precompile, recompile
 
 MIB = 1024 * 1024
@@ -281,8 +284,10 @@ async def test_preinit_can_not_grow_memory_over_the_functions_limit(store) -> No
 
 
 def _children() -> list[str]:
+    """Return the jobs that still run or were not waited for; a host that other tests share is none of them."""
     me = Path("/proc/self").resolve().name
-    return Path(f"/proc/{me}/task/{me}/children").read_text().split()
+    commands = {pid: Path(f"/proc/{pid}/cmdline") for pid in Path(f"/proc/{me}/task/{me}/children").read_text().split()}
+    return [pid for pid, path in commands.items() if (command := path.read_bytes()) == b"" or b"precompile" in command]
 
 
 async def test_jobs_run_side_by_side(store) -> None:
@@ -327,3 +332,56 @@ async def test_the_job_gets_none_of_the_hosts_environment(store, monkeypatch) ->
     await precompile(HELLO, FUNCTION, CONFIG, store)
 
     assert set(seen) == {"PYTHONPATH", "LANG", "TMPDIR"}
+
+
+def job_of(wasm: bytes, folder: Path) -> Job:
+    path = folder / "module.wasm"
+    path.write_bytes(wasm)
+    return Job(
+        wasm_path=str(path),
+        wasm_digest="0" * 64,
+        output_path=str(folder / "module.cwasm"),
+        scratch=str(folder),
+        manifest=FUNCTION,
+        profile=EngineProfile.from_config(CONFIG),
+        cpu_s=10,
+        memory_bytes=512 * MIB,
+        timeout_s=10,
+    )
+
+
+@pytest.mark.parametrize(
+    "body", [b"\x00\x41\x40\x00\x41\x80", b"\x00\x40\x00\x0e\xff", b"\x40\x00", b"\x00\x40\x00\xfc"]
+)
+def test_a_malformed_body_with_the_bytes_of_a_grow_is_an_invalid_module(tmp_path: Path, body: bytes) -> None:
+    wasm = HEADER + section(1, b"\x01\x60\x00\x00") + section(3, b"\x01\x00") + section(5, b"\x01\x00\x01")
+    wasm += section(7, b"\x01" + name("_start") + b"\x00\x00") + section(10, b"\x01" + leb(len(body)) + body)
+    with pytest.raises(InvalidModuleError, match="the module is not valid"):
+        run_job(job_of(wasm, tmp_path), lambda stage: None)
+
+
+async def test_a_disk_that_fills_up_during_a_job_is_a_state_error_and_leaves_nothing(store, monkeypatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for target in ("precompile.run.tempfile.mkdtemp", "pathlib.Path.write_bytes"):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, full)
+            with pytest.raises(StateError, match="disk full"):
+                await precompile(HELLO, FUNCTION, CONFIG, store)
+        assert files(store) == []
+
+
+def test_a_disk_that_is_full_for_the_job_itself_is_its_answer(tmp_path: Path, monkeypatch, capsysbinary) -> None:
+    encoded = msgspec.json.encode(job_of(HELLO, tmp_path))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(encoded)))
+    monkeypatch.setattr("precompile.job.limit_process", lambda **_: None)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert main() == 0
+    last = msgspec.json.decode(capsysbinary.readouterr().out.splitlines()[-1], type=Line)
+    assert isinstance(last, Failed)
+    assert last.problem["code"] == "state-failed"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,3 +55,30 @@ def test_the_cause_is_taken_from_the_commands_outline() -> None:
     stderr = f"Error: failed\n\nCaused by:\n{causes}\nStack backtrace:\n   0: x\n"
 
     assert subject._reason(stderr) == "wasm trap: unreachable"
+
+
+def test_the_tool_does_not_outlive_a_job_that_is_killed(tmp_path: Path) -> None:
+    """The whole group may be out of reach: whoever would end it was killed too."""
+    started = tmp_path / "started"
+    os.mkfifo(started)
+    tool = tmp_path / "wasmtime"
+    tool.write_text(f"#!/bin/sh\necho $$ > {started}\nexec sleep 60\n")
+    tool.chmod(0o700)
+    code = f"""
+from pathlib import Path
+from precompile import preinit
+preinit._binary = lambda: Path({str(tool)!r})
+preinit.preinit(Path("x"), "e", Path({str(tmp_path)!r}), memory_bytes=1, timeout_s=50, cpu_s=1, process_memory_bytes=1)
+"""
+    job = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[3])
+    try:
+        pid = int(started.read_text())
+        ended = os.pidfd_open(pid)
+        try:
+            job.kill()
+            assert select.select([ended], [], [], 10)[0], "the tool still runs"
+        finally:
+            os.close(ended)
+    finally:
+        job.kill()
+        job.wait()

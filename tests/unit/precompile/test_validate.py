@@ -14,7 +14,7 @@ from faas.errors import (
     UnknownKindError,
 )
 from faas.invocation import Kind
-from faas.manifest import Limits, Manifest
+from faas.manifest import Capabilities, Limits, Manifest, manifest_from_toml
 from faas.wasi.signatures import SIGNATURES
 from faas.wasm.engine import EngineProfile
 from precompile.validate import ModuleFacts, validate
@@ -191,4 +191,39 @@ def test_a_snapshot_export_that_can_not_be_called_is_refused(wat: str, why: str)
 
 @pytest.mark.parametrize("path", sorted(FUNCTIONS.glob("[!b]*/*.wasm")), ids=lambda path: path.stem)
 def test_every_sample_function_is_of_a_kind(path) -> None:
-    validate(path.read_bytes(), Manifest(name="f"), EngineProfile())
+    manifest = manifest_from_toml((path.parent / "function.toml").read_text())
+    validate(path.read_bytes(), manifest, EngineProfile())
+
+
+def test_the_imports_of_models_need_a_grant_and_the_right_signature() -> None:
+    wat = '(import "wasi_ephemeral_nn" "compute" (func (param %s) (result i32))) (memory (export "memory") 1)' + START
+    check(wat % "i32", Manifest(name="f", capabilities=Capabilities(models=("m",))))
+    with pytest.raises(UnknownImportsError, match=r"models = "):
+        check(wat % "i32")
+    with pytest.raises(UnknownImportsError, match=r"signature"):
+        check(wat % "i64", Manifest(name="f", capabilities=Capabilities(models=("m",))))
+
+
+@pytest.mark.parametrize(
+    ("wat", "found"),
+    [
+        ('(func (export "_initialize") (param i32))', r"\(i32\) -> \(\)"),
+        ('(func (export "_initialize") (result i32) i32.const 0)', r"\(\) -> i32"),
+        ('(global (export "_initialize") i32 (i32.const 0))', "a global"),
+    ],
+)
+def test_an_initialize_that_can_not_be_called_is_refused_with_the_type_it_needs(wat: str, found: str) -> None:
+    with pytest.raises(UnknownKindError, match=rf"_initialize as {found}, .* \(\) -> \(\)"):
+        check(MEMORY + REACTOR + wat)
+
+
+@pytest.mark.parametrize("name", ["faas:grow-failed", "faas:grow-failed2"])
+def test_an_export_that_could_forge_what_the_host_adds_is_refused(name: str) -> None:
+    with pytest.raises(InvalidModuleError, match=r"faas:grow-failed.* rename it"):
+        check(MEMORY + START + f'(global (export "{name}") (mut i32) (i32.const 1))')
+
+
+@pytest.mark.parametrize("wat", ['(func (export "memory"))', '(table (export "memory") 1 funcref)'])
+def test_an_export_called_memory_that_is_none_is_refused(wat: str) -> None:
+    with pytest.raises(UnknownKindError, match="as `memory`"):
+        check(wat + START)

@@ -12,10 +12,10 @@ import msgspec
 import pytest
 
 from faas.clock import SystemClock
-from faas.errors import FunctionNotFoundError, RouteTakenError, StateError
+from faas.errors import BadRequestError, FunctionNotFoundError, ModelNotFoundError, RouteTakenError, StateError
 from faas.invocation import Kind
 from faas.manifest import manifest_from_builtins
-from faas.state.base import NewVersion
+from faas.state.base import FileMark, KeyEntry, ModelEntry, NewVersion
 from faas.state.sqlite import MIGRATIONS, SqliteState
 
 
@@ -133,6 +133,52 @@ async def test_changes_are_noted_for_an_audit(state, tmp_path):
     assert rows == [("deploy", "a", 1), ("remove", "a", 1)]
 
 
+async def test_models_come_back_as_they_went_in_and_are_replaced_by_name(state):
+    await state.put_model(ModelEntry("b", "/old", "d1", 1))
+    kept = await state.put_model(ModelEntry("b", "/new", "d2", 2))
+    other = await state.put_model(ModelEntry("a", "/a", "d3", 3))
+    assert kept.added_at > 0
+    assert await state.models() == (other, kept)
+    await state.remove_model("b")
+    assert await state.models() == (other,)
+    with pytest.raises(ModelNotFoundError):
+        await state.remove_model("b")
+
+
+async def test_fingerprint_holds_for_just_the_file_it_was_made_of(state):
+    mark = FileMark("/m.gguf", 10, 20)
+    assert await state.fingerprint(mark) == ""
+    await state.keep_fingerprint(mark, "dd")
+    assert await state.fingerprint(mark) == "dd"
+    for other in (FileMark("/m.gguf", 11, 20), FileMark("/m.gguf", 10, 21), FileMark("/n.gguf", 10, 20)):
+        assert await state.fingerprint(other) == ""
+    await state.keep_fingerprint(FileMark("/m.gguf", 11, 22), "ee")
+    assert await state.fingerprint(mark) == ""
+
+
+async def test_keys_come_back_as_they_went_in_and_names_are_taken_once(state):
+    kept = await state.add_key(KeyEntry("b", "h1", 5))
+    other = await state.add_key(KeyEntry("a", "h2"))
+    assert await state.keys() == (other, kept)
+    with pytest.raises(BadRequestError):
+        await state.add_key(KeyEntry("b", "h3"))
+    await state.remove_key("b")
+    with pytest.raises(BadRequestError):
+        await state.remove_key("b")
+
+
+async def test_database_of_the_first_release_gets_the_new_tables_and_keeps_what_it_has(tmp_path):
+    db = sqlite3.connect(tmp_path / "state.db")
+    db.executescript(f"{MIGRATIONS[0]} PRAGMA user_version = 1;")
+    db.execute("INSERT INTO functions VALUES ('a', 3, NULL)")
+    db.commit()
+    db.close()
+    state = await SqliteState.open(tmp_path / "state.db", SystemClock())
+    assert await state.next_version("a") == 4
+    assert await state.models() == ()
+    await state.aclose()
+
+
 async def test_foreign_file_is_a_state_error(tmp_path):
     (tmp_path / "state.db").write_bytes(b"this is no database at all, and long enough to be looked at" * 10)
     with pytest.raises(StateError, match="can't open"):
@@ -164,7 +210,7 @@ from pathlib import Path
 from faas.clock import SystemClock
 from faas.invocation import Kind
 from faas.manifest import manifest_from_builtins
-from faas.state.base import NewVersion
+from faas.state.base import FileMark, KeyEntry, ModelEntry, NewVersion
 from faas.state.sqlite import SqliteState
 
 async def main():

@@ -5,7 +5,16 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faas.wasi.streams import LOG_LIMIT_LINE, BytesInput, CollectingOutput, EmptyInput, LineOutput
+from faas.wasi.streams import (
+    LINE_COST_BYTES,
+    LOG_LIMIT_LINE,
+    MAX_WRITE_BYTES,
+    MAX_WRITE_LINES,
+    BytesInput,
+    CollectingOutput,
+    EmptyInput,
+    LineOutput,
+)
 
 
 def test_empty_input_is_at_its_end() -> None:
@@ -68,9 +77,25 @@ def test_line_output_says_once_that_the_limit_is_reached_and_drops_the_rest() ->
     assert lines == [b"one", b"tw", LOG_LIMIT_LINE]
 
 
+def test_line_output_takes_a_bounded_number_of_lines_and_bytes_at_once() -> None:
+    lines: list[bytes] = []
+    output = LineOutput(lines.append, 10_000_000, 100_000)
+    assert output.write(b"\n" * 1_000_000) == MAX_WRITE_LINES
+    assert output.write(b"x" * 1_000_000) == MAX_WRITE_BYTES
+    assert len(lines) == MAX_WRITE_LINES
+
+
+def test_line_output_counts_what_each_line_costs_besides_its_own_bytes() -> None:
+    lines: list[bytes] = []
+    output = LineOutput(lines.append, 2 * LINE_COST_BYTES, 100)
+    for _ in range(100):
+        output.write(b"\n")
+    assert lines == [b"", b"", LOG_LIMIT_LINE]
+
+
 def test_line_output_does_not_complain_when_exactly_the_limit_is_written() -> None:
     lines: list[bytes] = []
-    output = LineOutput(lines.append, 4, 100)
+    output = LineOutput(lines.append, 4 + LINE_COST_BYTES, 100)
     output.write(b"one\n")
     output.close()
     assert lines == [b"one"]
@@ -79,7 +104,7 @@ def test_line_output_does_not_complain_when_exactly_the_limit_is_written() -> No
 @given(st.lists(st.binary(max_size=30).map(lambda b: b.replace(b"\0", b"\n")), max_size=10), st.integers(1, 8))
 def test_line_output_loses_nothing_below_its_limit_and_bounds_every_line(pieces: list[bytes], limit: int) -> None:
     lines: list[bytes] = []
-    output = LineOutput(lines.append, 1000, limit)
+    output = LineOutput(lines.append, 100_000, limit)
     for piece in pieces:
         output.write(piece)
     output.close()

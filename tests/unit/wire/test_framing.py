@@ -7,7 +7,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import msgpack
 import pytest
@@ -20,6 +20,7 @@ from faas.manifest import Manifest
 from faas.wire import framing
 from faas.wire.framing import Channel, encode_frame
 from faas.wire.messages import Drain, FromControl, FromWorker, Hello, Lines, Prepared, Ready, Stats, Table
+from faas.wire.models import FromModelClient, Generate, Sampling
 
 texts = st.text(max_size=20)
 numbers = st.integers(0, 2**53)
@@ -32,7 +33,9 @@ deployments = st.builds(
     wasm_digest=texts,
     artifact_key=texts,
     bundle_digest=texts,
-    manifest=st.builds(Manifest, name=st.just("f"), routes=st.lists(texts).map(tuple), env=st.dictionaries(texts, texts)),
+    manifest=st.builds(
+        Manifest, name=st.just("f"), routes=st.lists(texts).map(tuple), env=st.dictionaries(texts, texts)
+    ),
     created_at=floats,
 )
 from_worker = st.one_of(
@@ -40,7 +43,9 @@ from_worker = st.one_of(
     st.builds(Ready, generation=numbers),
     st.builds(Prepared, id=numbers, problem=st.none() | st.dictionaries(texts, texts | numbers)),
     st.builds(Lines, by_function=st.dictionaries(texts, st.binary(max_size=50))),
-    st.builds(Stats, functions=st.dictionaries(texts, st.dictionaries(texts, floats)), gauges=st.dictionaries(texts, floats)),
+    st.builds(
+        Stats, functions=st.dictionaries(texts, st.dictionaries(texts, floats)), gauges=st.dictionaries(texts, floats)
+    ),
 )
 from_control = st.one_of(
     st.builds(Drain, timeout_s=floats),
@@ -100,7 +105,12 @@ def test_any_bytes_at_all_are_a_message_or_one_of_our_errors(raw: bytes) -> None
     asyncio.run(run())
 
 
-@given(st.recursive(st.none() | st.integers(-(2**63), 2**64 - 1) | st.binary() | st.text(), lambda i: st.lists(i) | st.dictionaries(st.text() | st.integers(0, 9), i)))
+@given(
+    st.recursive(
+        st.none() | st.integers(-(2**63), 2**64 - 1) | st.binary() | st.text(),
+        lambda i: st.lists(i) | st.dictionaries(st.text() | st.integers(0, 9), i),
+    )
+)
 @settings(max_examples=60)
 def test_any_msgpack_value_is_a_message_or_a_protocol_error(value: Any) -> None:
     payload = msgpack.packb(value)
@@ -167,3 +177,11 @@ async def test_closing_twice_is_fine() -> None:
         await worker.aclose()
         await worker.aclose()
         await control.aclose()
+
+
+async def test_maps_with_integer_keys_arrive_as_they_were_sent() -> None:
+    reader = asyncio.StreamReader()
+    request = Generate(id=1, model="m", function="f", prompt=b"p", sampling=Sampling(logit_bias={5: -1.5, 7: 2.0}))
+    reader.feed_data(encode_frame(request))
+    channel: Channel[Any] = Channel(reader, cast("asyncio.StreamWriter", None), FromModelClient)
+    assert await channel.receive() == request

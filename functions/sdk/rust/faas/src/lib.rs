@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! SDK for `reactor` functions.
+//! SDK for `reactor` functions; [`nn`] and [`json`] are for commands as well.
 //!
 //! A reactor function receives a whole request and returns a whole response:
 //!
@@ -21,7 +21,9 @@
 
 #![deny(missing_docs)]
 
+pub mod json;
 pub mod msgpack;
+pub mod nn;
 
 use msgpack::{DecodeError, Reader, Value, Writer};
 

@@ -1,0 +1,153 @@
+"""
+The prefix cache: which sequence holds which tokens, so that prompts with the same beginning share KV cells.
+
+A sequence is *live* while a generation uses it; afterwards it stays behind, *idle*, until its cells or its number
+are wanted: then the one that was used least recently goes first.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+TOKEN_TYPE = "i"
+_WIDTH = array(TOKEN_TYPE).itemsize
+
+
+class Holding:
+    """
+    One sequence and the tokens whose cells it holds; lives from ``PrefixCache.open`` until it is evicted.
+
+    ``n_shared`` of its cells belong to *origin*, the others to it (for counting: to the library all owners are equal).
+    """
+
+    __slots__ = ("live", "n_shared", "origin", "sequence", "tokens", "used_at")
+
+    def __init__(self, sequence: int) -> None:
+        self.sequence = sequence
+        self.tokens = array(TOKEN_TYPE)
+        self.live = True
+        self.used_at = 0
+        self.origin: Holding | None = None
+        self.n_shared = 0
+
+    @property
+    def n_owned(self) -> int:
+        """How many cells would be counted twice without the sharing."""
+        return len(self.tokens) - self.n_shared
+
+
+class PrefixCache:
+    """
+    Every sequence of one model; lives as long as the loaded model.
+
+    Knows nothing of the library: the caller shares and trims what this class decides.
+    Thread: the owner's.
+    """
+
+    def __init__(self, n_seqs: int) -> None:
+        self._free = list(range(n_seqs - 1, -1, -1))
+        self._holdings: dict[int, Holding] = {}
+        self._clock = 0
+
+    @property
+    def cells_used(self) -> int:
+        """How many cells hold a token, shared ones counted once."""
+        return sum(holding.n_owned for holding in self._holdings.values())
+
+    @property
+    def n_idle(self) -> int:
+        """How many sequences could be evicted."""
+        return sum(not holding.live for holding in self._holdings.values())
+
+    @property
+    def has_room(self) -> bool:
+        """Tell whether ``open`` would find a sequence, if need be by evicting one."""
+        return bool(self._free) or self.n_idle > 0
+
+    @property
+    def has_free(self) -> bool:
+        """Tell whether ``open`` would find a sequence as it is."""
+        return bool(self._free)
+
+    def match(self, tokens: array[int]) -> tuple[Holding | None, int]:
+        """Return who holds the longest beginning of *tokens*, and its length."""
+        wanted = tokens.tobytes()
+        best, best_n = None, 0
+        for holding in self._holdings.values():
+            limit = min(len(tokens), len(holding.tokens))
+            if limit <= best_n:
+                continue
+            n = _common(wanted, holding.tokens.tobytes(), limit)
+            if n > best_n:
+                best, best_n = holding, n
+        return best, best_n
+
+    def open(self) -> Holding:
+        """Return a live holding without tokens; there must be a free sequence."""
+        holding = Holding(self._free.pop())
+        self._holdings[holding.sequence] = holding
+        self.touch(holding)
+        return holding
+
+    def adopt(self, holding: Holding, origin: Holding, n_shared: int) -> None:
+        """Note that *holding*, still empty, shares the first *n_shared* tokens of *origin*."""
+        holding.tokens = origin.tokens[:n_shared]
+        holding.n_shared = n_shared
+        # Cells that *origin* itself shares with its own origin have the same owner here.
+        while origin.origin is not None and n_shared <= origin.n_shared:
+            origin = origin.origin
+        holding.origin = origin
+
+    def touch(self, holding: Holding) -> None:
+        """Note that *holding* is in use."""
+        self._clock += 1
+        holding.used_at = self._clock
+
+    def retire(self, holding: Holding) -> list[Holding]:
+        """Leave *holding* behind, idle; return those idle ones that it makes superfluous, already forgotten."""
+        holding.live = False
+        self.touch(holding)
+        if not holding.tokens:
+            self.forget(holding)
+            return [holding]
+        mine = holding.tokens.tobytes()
+        superfluous = [
+            other
+            for other in self._holdings.values()
+            if other is not holding and not other.live and mine.startswith(other.tokens.tobytes())
+        ]
+        for other in superfluous:
+            self.forget(other)
+        return superfluous
+
+    def coldest(self, *, sparing: Holding | None = None) -> Holding | None:
+        """Return the idle holding that was used least recently, *sparing* one that is about to be shared."""
+        idle = [holding for holding in self._holdings.values() if not holding.live and holding is not sparing]
+        return min(idle, key=lambda holding: holding.used_at, default=None)
+
+    def forget(self, holding: Holding) -> None:
+        """Give back the sequence of *holding*; what others share of it is counted as theirs from now on."""
+        del self._holdings[holding.sequence]
+        self._free.append(holding.sequence)
+        heirs = [other for other in self._holdings.values() if other.origin is holding]
+        if not heirs:
+            return
+        heir = max(heirs, key=lambda other: other.n_shared)
+        for other in heirs:
+            other.origin = heir
+        n_of_grand = min(heir.n_shared, holding.n_shared)
+        heir.origin, heir.n_shared = (holding.origin, n_of_grand) if holding.origin is not None else (None, 0)
+
+
+def _common(a: bytes, b: bytes, limit: int) -> int:
+    """Return how many of the first *limit* tokens are the same (by halving: each test is one memory comparison)."""
+    if a[: limit * _WIDTH] == b[: limit * _WIDTH]:
+        return limit
+    low, high = 0, limit  # the first *low* are the same, the first *high* are not
+    while high - low > 1:
+        middle = (low + high) // 2
+        if a[low * _WIDTH : middle * _WIDTH] == b[low * _WIDTH : middle * _WIDTH]:
+            low = middle
+        else:
+            high = middle
+    return low
