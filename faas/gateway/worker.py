@@ -132,6 +132,11 @@ class Worker:
             "instances": self.runtime.alive,
         }
 
+    def _offer(self, models: tuple[str, ...]) -> None:
+        """Keep a connection to the model server from the first model on; without one there is no server to reach."""
+        if models and self._settings.models_socket:
+            self.model_client.start()
+
     async def _repair(self, deployment: Deployment) -> None:
         """Have the control process compile a deployment again; raises what it said when it could not."""
         request_id = next(self._ids)
@@ -176,6 +181,7 @@ class Worker:
                 self.keys.replace(message.keys)
             elif isinstance(message, Models):
                 self.openai.missing = message.missing
+                self._offer(message.names)
             elif isinstance(message, ArtifactReady):
                 waiting = self._repairs.get(message.id)
                 if waiting is not None and not waiting.done():
@@ -195,8 +201,7 @@ class Worker:
             raise InternalError(f"control began with {type(first).__name__}, not with a table")
         self.table.replace(first.generation, first.deployments)
 
-        if settings.models_socket:
-            self.model_client.start()
+        self._offer(settings.models)
         server = Server(
             self.gateway.handle,
             head_timeout_s=config.header_timeout_s,

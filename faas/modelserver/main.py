@@ -28,7 +28,7 @@ from faas.log import configure, event
 from faas.modelserver.backends.base import LoadOptions, OpenBackend
 from faas.modelserver.owner import Outgoing, Owner
 from faas.modelserver.residency import Residency
-from faas.modelserver.server import STATS_INTERVAL_S, ModelServer
+from faas.modelserver.server import STATS_INTERVAL_S, HandOver, ModelServer
 from faas.wire.models import ModelStats
 
 EXIT_NO_BACKEND = 3
@@ -63,6 +63,9 @@ async def serve(settings: ServerSettings) -> None:
     Raises: ModelsMissingError.
     """
     loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGINT, lambda: None)  # a terminal's ^C is for the control process
     open_backend: OpenBackend = importlib.import_module(_BACKENDS[settings.backend]).open_backend
     backend = open_backend()
     residency = Residency(
@@ -76,21 +79,18 @@ async def serve(settings: ServerSettings) -> None:
         gpu_layers=settings.gpu_layers,
     )
 
-    def deliver(outgoing: list[Outgoing]) -> None:
-        loop.call_soon_threadsafe(server.deliver, outgoing)
-
     def publish(stats: ModelStats) -> None:
         loop.call_soon_threadsafe(server.publish, stats)
 
-    owner = Owner(backend, options, residency, SystemClock(), deliver)
+    def deliver(outgoing: list[Outgoing]) -> None:
+        server.deliver(outgoing)
+
+    owner = Owner(backend, options, residency, SystemClock(), HandOver(loop, deliver))
     server = ModelServer(owner, token=settings.token, backend=backend.name, build=backend.build, commit=backend.commit)
     owner.start()
     await server.listen(Path(settings.socket))
     event(_log, "modelserver.ready", pid=os.getpid(), backend=backend.name, models=len(settings.models))
 
-    stop = asyncio.Event()
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
-    loop.add_signal_handler(signal.SIGINT, lambda: None)  # a terminal's ^C is for the control process
     watch = asyncio.create_task(_watch(server, owner, stop, publish))
     gone = asyncio.create_task(server.control_gone.wait())
     stopped = asyncio.create_task(stop.wait())

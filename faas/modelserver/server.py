@@ -11,7 +11,8 @@ import hmac
 import itertools
 import logging
 import os
-from collections.abc import Hashable
+import threading
+from collections.abc import Callable, Hashable
 from pathlib import Path
 
 from faas.errors import FrameTooLargeError, InternalError, PeerGoneError, ProtocolError, UnauthorizedError, WireError
@@ -42,8 +43,33 @@ STATS_INTERVAL_S = 1.0
 HOLD_BACK_BYTES = 128 * 1024
 """So much unsent data, on top of the kernel's buffer, and the peer counts as one that does not read."""
 BACKLOG = 128
+MAX_STEPS_AHEAD = 16
+MAX_WAIT_S = 5.0
 
 _log = logging.getLogger(__name__)
+
+
+class HandOver:
+    """
+    Carries what each step made from the owner thread to the loop; the owner waits when the loop is far behind.
+
+    Without that a fast model runs thousands of tokens ahead before the loop has come to hold a connection back.
+    Thread: called on the owner's.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, deliver: Callable[[list[Outgoing]], None]) -> None:
+        self._loop = loop
+        self._deliver = deliver
+        self._room = threading.Semaphore(MAX_STEPS_AHEAD)
+
+    def __call__(self, outgoing: list[Outgoing]) -> None:
+        """Hand *outgoing* to the loop."""
+        self._room.acquire(timeout=MAX_WAIT_S)  # a loop that stands still for so long is being shut down
+        self._loop.call_soon_threadsafe(self._arrive, outgoing)
+
+    def _arrive(self, outgoing: list[Outgoing]) -> None:
+        self._room.release()
+        self._deliver(outgoing)
 
 
 class Connection:

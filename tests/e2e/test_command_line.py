@@ -274,6 +274,14 @@ def test_serve_deploys_what_it_is_told_and_serves_it_again_after_a_kill(tmp_path
     assert stop(process, signal.SIGINT) == 0
 
 
+def test_serve_makes_no_new_version_of_what_serves_already(tmp_path: Path) -> None:
+    cli = Cli(tmp_path / "home")
+    for wanted in (("--deploy", FUNCTIONS / "hello-c"), ("--deploy", FUNCTIONS / "hello-c")):
+        process, banner = serve(cli, tmp_path / "stderr", *wanted)
+        assert "hello-c version 1" in banner
+        assert stop(process, signal.SIGINT) == 0
+
+
 def test_new_makes_a_function_that_builds_deploys_and_answers(cli: Cli, tmp_path: Path) -> None:
     pytest.importorskip("ziglang")
     made = cli("new", "mine", "--lang", "c", cwd=tmp_path)

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import sys
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from faas import log
-from faas.cli.client import Access, environ, find_host
+from faas.cli.client import Access, AdminClient, environ, find_host
 from faas.cli.commands.deploy import curl_line, print_warnings, send
 from faas.cli.options import Home, pairs
 from faas.cli.package import Package, load_package
 from faas.config import load_config
 from faas.control.main import RunningHost
 from faas.control.main import serve as serve_host
-from faas.control.views import DeploymentView
-from faas.errors import FaasError
+from faas.control.views import DeploymentView, FunctionView
+from faas.errors import FaasError, FunctionNotFoundError
 
 
 def serve(
@@ -64,12 +66,25 @@ async def _deploy_all(access: Access, packages: list[Package]) -> list[Deploymen
     deployed: list[DeploymentView] = []
     for package in packages:
         try:
-            view = await send(access, package, quiet=True)
+            view = await _serving_already(access, package) or await send(access, package, quiet=True)
             print_warnings(view)
             deployed.append(view)
         except FaasError as exc:
             print(f"error: {package.manifest.name} is not deployed: {exc.message}", file=sys.stderr, flush=True)
     return deployed
+
+
+async def _serving_already(access: Access, package: Package) -> DeploymentView | None:
+    """Return the serving version if it is *package* to the byte: starting a host again makes no new versions."""
+    async with AdminClient(access) as client:
+        try:
+            raw = await client.get(f"/api/functions/{package.manifest.name}")
+        except FunctionNotFoundError:
+            return None
+    active = msgspec.convert(raw, FunctionView).active
+    bundle_digest = hashlib.sha256(package.bundle).hexdigest() if package.bundle else ""
+    wanted = (hashlib.sha256(package.module.read_bytes()).hexdigest(), bundle_digest, package.manifest)
+    return active if (active.wasm_digest, active.bundle_digest, active.manifest) == wanted else None
 
 
 def _print_banner(running: RunningHost, deployed: list[DeploymentView]) -> None:
@@ -81,5 +96,12 @@ def _print_banner(running: RunningHost, deployed: list[DeploymentView]) -> None:
         problem = f"not served now: {running.models_problem}" if running.models_problem else ""
         lines.append(f"models      {'   '.join(filter(None, (' '.join(running.models), problem)))}")
     lines += [f"deployed    {view.function} version {view.version}: {' '.join(view.urls)}" for view in deployed]
+    if running.models:
+        lines += [
+            f"stream      curl -N {view.urls[0]} -d 'What is the capital of France?'"
+            for view in deployed
+            if view.function == "chat"
+        ]
+        lines.append(f"OpenAI API  {running.public_url}/v1   (any key; 'faas keys add NAME' makes it ask for one)")
     lines.append(f"try         {curl_line(deployed[0]) if deployed else f'curl {running.public_url}/_faas/health'}")
     print("\n".join(lines), flush=True)
