@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import hmac
 import mmap
@@ -17,6 +18,7 @@ from pathlib import Path
 from faas.errors import ArtifactMissingError, ArtifactTamperedError, ConfigError, StateError
 
 _KEY_BYTES = 32
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _HEX = frozenset("0123456789abcdef")
 _DISK_REFUSES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
@@ -150,24 +152,37 @@ class ArtifactStore:
             )
         return path
 
-    def read_native(self, key: str) -> bytes:
+    @contextmanager
+    def sealed_native(self, key: str) -> Iterator[Path]:
         """
-        Return the native code under *key*: the very bytes that were proved, whatever happens to the file afterwards.
+        Lend a path to the native code under *key* as it was proved: what happens to the stored file can't change it.
 
+        The file is copied inside the kernel into memory that is sealed against writing, and that copy is proved; so
+        an engine may map it, where a file that is cut or overwritten later would crash it, or be executed.
+        The path is good inside the context only, what was mapped from it for as long as it is mapped.
         Raises: ArtifactMissingError, ArtifactTamperedError; after either, compile again from the kept module.
         """
         path = _named(self._native, key, ".cwasm")
+        descriptor = os.memfd_create(key, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            expected = path.with_suffix(".mac").read_bytes()
-            native = path.read_bytes()
-        except FileNotFoundError as exc:
-            raise ArtifactMissingError(f"no native code is stored under {key}; deploy the function again") from exc
-        if not hmac.compare_digest(self._mac_of(key, native), expected):
-            raise ArtifactTamperedError(
-                f"the native code under {key} is not what this host compiled; it was not loaded: deploy the function"
-                " again"
-            )
-        return native
+            try:
+                expected = path.with_suffix(".mac").read_bytes()
+                with open(path, "rb") as file:
+                    size = os.fstat(file.fileno()).st_size
+                    while size > 0 and (n := os.sendfile(descriptor, file.fileno(), None, size)):
+                        size -= n
+            except FileNotFoundError as exc:
+                raise ArtifactMissingError(f"no native code is stored under {key}; deploy the function again") from exc
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+            sealed = Path(f"/proc/self/fd/{descriptor}")
+            if not hmac.compare_digest(self._mac(key, sealed), expected):
+                raise ArtifactTamperedError(
+                    f"the native code under {key} is not what this host compiled; it was not loaded: deploy the"
+                    " function again"
+                )
+            yield sealed
+        finally:
+            os.close(descriptor)
 
     def has_native(self, key: str) -> bool:
         """Return whether ``open_native(key)`` would succeed."""

@@ -126,7 +126,8 @@ class LiveTable:
 
     def _load_now(self, served: Served) -> None:
         deployment = served.deployment
-        template = self._runtime.load(self._artifacts.read_native(deployment.artifact_key))
+        with self._artifacts.sealed_native(deployment.artifact_key) as native:
+            template = self._runtime.load(native)
         if deployment.bundle_digest:
             served.bundle = BundleTree(read_bundle(self._artifacts.bundle_path(deployment.bundle_digest)))
         served.template = template

@@ -118,6 +118,9 @@ engine_increment_epoch = _bind(_held, "wasmtime_engine_increment_epoch", None, c
 module_deserialize = _bind(
     _free, "wasmtime_module_deserialize", c_void_p, c_void_p, c_char_p, c_size_t, POINTER(c_void_p)
 )
+module_deserialize_file = _bind(
+    _free, "wasmtime_module_deserialize_file", c_void_p, c_void_p, c_char_p, POINTER(c_void_p)
+)
 module_delete = _bind(_free, "wasmtime_module_delete", None, c_void_p)
 
 # --- linker ---------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from faas.config import HostConfig
@@ -130,16 +131,19 @@ class Runtime:
         if error:
             raise AssertionError(capi.take_error(error))  # two host functions of one name: a bug of ours
 
-    def load(self, native: bytes) -> Template:
+    def load(self, native: bytes | Path) -> Template:
         """
-        Load and link native code whose integrity the caller has checked (``ArtifactStore.read_native``).
+        Load and link native code whose integrity the caller has checked (``ArtifactStore.sealed_native``).
 
-        The engine copies it: a file that changes later can't change code that runs.
-        Thread: any; takes about a tenth of a millisecond per megabyte.
+        Bytes are copied. A file is mapped and must never change while the template lives.
+        Thread: any.
         Raises: ArtifactTamperedError if the engine refuses the code, UnknownImportsError.
         """
         module = ctypes.c_void_p()
-        error = capi.module_deserialize(self.engine, native, len(native), module)
+        if isinstance(native, bytes):
+            error = capi.module_deserialize(self.engine, native, len(native), module)
+        else:
+            error = capi.module_deserialize_file(self.engine, os.fsencode(native), module)
         if error:
             raise ArtifactTamperedError(
                 f"the engine refused the stored artifact: {first_line(capi.take_error(error))}; "

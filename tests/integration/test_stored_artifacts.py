@@ -128,3 +128,18 @@ def test_code_for_another_engine_is_compiled_again(make_host: MakeHost, files: d
     assert files["hello.cwasm"].exists()
     assert not files["hello.cwasm"].with_name(f"{foreign}.cwasm").exists()
     host.stop()
+
+
+def test_an_artifact_that_is_cut_or_overwritten_while_it_runs_changes_nothing(make_host: MakeHost) -> None:
+    host = make_host("running").start()
+    host.deploy("hello", wasm("hello-c"))
+    before = host.get("/hello")
+    native = of(host, "hello", "cwasm")
+    native.chmod(0o600)
+    with native.open("r+b") as file:
+        file.write(b"\xcc" * 4096)
+        file.truncate(8192)
+    workers = host.worker_pids()
+    for _ in range(5):
+        assert host.get("/hello").text == before.text
+    assert host.worker_pids() == workers

@@ -285,3 +285,26 @@ def test_half_written_files_never_stand_where_whole_ones_do(store, monkeypatch) 
 
     assert {path.parent for path in asides} == {store.scratch}
     assert len(set(asides)) == len(asides)
+
+
+def test_sealed_native_code_stays_as_it_was_proved(tmp_path):
+    store = ArtifactStore(tmp_path)
+    key = native_key("a" * 64, "", "mark")
+    file = store.scratch / "native"
+    file.write_bytes(b"code" * 1000)
+    store.put_native(key, file)
+    stored = store.open_native(key)
+    with store.sealed_native(key) as sealed:
+        stored.chmod(0o600)
+        stored.write_bytes(b"evil")
+        assert sealed.read_bytes() == b"code" * 1000
+        with sealed.open("r+b", buffering=0) as file, pytest.raises(OSError, match="not permitted"):
+            file.write(b"x")
+    with pytest.raises(ArtifactTamperedError), store.sealed_native(key):
+        pass
+
+
+def test_sealed_native_code_that_is_missing_is_said_to_be(tmp_path):
+    store = ArtifactStore(tmp_path)
+    with pytest.raises(ArtifactMissingError), store.sealed_native("0" * 64):
+        pass
