@@ -256,7 +256,7 @@ class ModelRegistry:
 
         Raises: ModelFileError, ModelOverBudgetError, StateError.
         """
-        facts = await asyncio.to_thread(examine, path)
+        facts = await asyncio.to_thread(examine, path, self._config.model_backend)
         budget = self._config.model_budget
         if facts.bytes > budget:
             raise ModelOverBudgetError(
@@ -304,7 +304,7 @@ class FileFacts(msgspec.Struct, frozen=True):
     n_ctx_train: int
 
 
-def examine(path: Path) -> FileFacts:
+def examine(path: Path, backend: str = "llama") -> FileFacts:
     """Return what the file is; raises ModelFileError if it is no GGUF, truncated or unreadable."""
     try:
         regular = stat.S_ISREG(path.stat().st_mode)
@@ -313,6 +313,8 @@ def examine(path: Path) -> FileFacts:
         raise ModelFileError(f"can't read {path}: {said}; check the path") from exc
     if not regular:
         raise ModelFileError(f"{path} is no regular file; give the path of a GGUF file")  # a pipe would be waited for
+    if backend == "fake":  # its models are JSON (faas.testing.fake_backend), which it reads itself
+        return FileFacts(bytes=path.stat().st_size, architecture="fake", n_ctx_train=0)
     summary = read_gguf(path)
     return FileFacts(
         bytes=summary.file_bytes, architecture=summary.architecture, n_ctx_train=summary.number("context_length")

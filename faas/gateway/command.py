@@ -19,7 +19,8 @@ from faas.gateway.call import MAX_LOG_LINE_BYTES, Call, Output, RequestBody, bre
 from faas.gateway.models import ModelGate
 from faas.wasi.context import GuestExit, WasiContext
 from faas.wasi.streams import EmptyInput, InputStream, LineOutput
-from faas.wasm.runtime import Runtime, Template
+from faas.wasm.runtime import Runtime
+from faas.wasm.template import Template
 
 SOFTWARE = f"faas/{__version__}"
 

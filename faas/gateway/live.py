@@ -22,7 +22,8 @@ from faas.routes import Route, RouteTable
 from faas.wasi.context import GuestExit, WasiContext
 from faas.wasi.files import BundleTree
 from faas.wasi.streams import DiscardedOutput, EmptyInput
-from faas.wasm.runtime import Runtime, Template
+from faas.wasm.runtime import Runtime
+from faas.wasm.template import Template
 
 
 class Served:

@@ -5,10 +5,58 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from faas.clock import Clock
+from faas.errors import ModelNotFoundError
 from faas.gateway.call import Call
 from faas.gateway.metering import Meter
-from faas.nn.client import ModelService
+from faas.nn.client import Generation, ModelService
 from faas.nn.session import NnContext, Sink
+from faas.wire.models import Embed, Final, Generate, ModelCard, ServerHello, Tokenize
+
+
+class KnownModels:
+    """
+    The model server's client, asked only for models that exist: without any there is no server to be away.
+
+    Lives as long as its worker; ``names`` is set whenever the control process says so.
+    """
+
+    def __init__(self, client: ModelService) -> None:
+        self._client = client
+        self.names: frozenset[str] = frozenset()
+
+    @property
+    def hello(self) -> ServerHello | None:
+        """The server's greeting, None while it is away."""
+        return self._client.hello
+
+    def generate(self, request: Generate) -> Generation:
+        """Begin a generation. Raises: ModelNotFoundError, ModelUnavailableError."""
+        self._check(request.model)
+        return self._client.generate(request)
+
+    async def embed(self, request: Embed) -> Final:
+        """Return embeddings. Raises: ModelError."""
+        self._check(request.model)
+        return await self._client.embed(request)
+
+    async def tokenize(self, request: Tokenize) -> tuple[int, ...]:
+        """Return tokens. Raises: ModelError."""
+        self._check(request.model)
+        return await self._client.tokenize(request)
+
+    async def describe(self, model: str = "", *, load: bool = False) -> tuple[ModelCard, ...]:
+        """Return the card of *model*, of all without one. Raises: ModelError."""
+        if not model and not self.names:
+            return ()
+        if model:
+            self._check(model)
+        return await self._client.describe(model, load=load)
+
+    def _check(self, model: str) -> None:
+        if model not in self.names:
+            raise ModelNotFoundError(
+                f"this host has no model {model!r}; 'faas models list' shows those it has", model=model
+            )
 
 
 class ModelGate:

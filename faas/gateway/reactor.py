@@ -19,7 +19,8 @@ from faas.gateway.models import ModelGate
 from faas.wasi.context import GuestExit, WasiContext
 from faas.wasi.streams import EmptyInput, LineOutput
 from faas.wasm.memory import MemoryFaultError
-from faas.wasm.runtime import Runtime, Template
+from faas.wasm.runtime import Runtime
+from faas.wasm.template import Template
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _BAD_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")

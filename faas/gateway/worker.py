@@ -31,7 +31,7 @@ from faas.gateway.http import Server
 from faas.gateway.journal import Journal
 from faas.gateway.live import LiveTable
 from faas.gateway.metering import Meter
-from faas.gateway.models import ModelGate
+from faas.gateway.models import KnownModels, ModelGate
 from faas.gateway.openai.api import OpenAiApi
 from faas.gateway.openai.keys import KeyRing
 from faas.invocation import Deployment
@@ -110,7 +110,8 @@ class Worker:
         )
         self.meter = Meter(clock)
         self.keys = KeyRing(settings.keys, open_to_all=config.openai_open_to_all)
-        self.openai = OpenAiApi(self.model_client, self.meter, self.keys, clock)
+        self.known_models = KnownModels(self.model_client)
+        self.openai = OpenAiApi(self.known_models, self.meter, self.keys, clock)
         self.openai.missing = settings.models_missing
         self.journal = Journal(self._gauges, self.meter.stats)
         self.gateway = Gateway(
@@ -118,7 +119,7 @@ class Worker:
             self.table,
             self.admission,
             journal=self.journal,
-            models=ModelGate(self.model_client if settings.models_socket else None, self.meter, clock),
+            models=ModelGate(self.known_models if settings.models_socket else None, self.meter, clock),
             openai=self.openai,
             clock=clock,
             server_port=settings.public_port,
@@ -134,6 +135,7 @@ class Worker:
 
     def _offer(self, models: tuple[str, ...]) -> None:
         """Keep a connection to the model server from the first model on; without one there is no server to reach."""
+        self.known_models.names = frozenset(models)
         if models and self._settings.models_socket:
             self.model_client.start()
 

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from faas.errors import (
     CpuLimitError,
@@ -31,9 +31,7 @@ from faas.wasi.context import GuestExit, WasiContext
 from faas.wasm import capi
 from faas.wasm.engine import GROW_FAILED_EXPORT
 from faas.wasm.memory import MemoryFaultError
-
-if TYPE_CHECKING:
-    from faas.wasm.runtime import Template
+from faas.wasm.template import Template
 
 SLICE_TICKS = 2
 """Ticks until a guest yields: a slice lasts between one and two ticks."""

@@ -18,28 +18,7 @@ from faas.wasm import capi
 from faas.wasm.engine import EngineProfile, engine_pointer, new_engine
 from faas.wasm.fiber import Fiber, async_trampoline, first_line, sync_trampoline
 from faas.wasm.host import HostFunction, wasi, wasi_nn
-
-
-class Template:
-    """A linked module, ready to be instantiated any number of times (``InstancePre``); lives until ``close``."""
-
-    __slots__ = ("_module", "has_initialize", "pre")
-
-    def __init__(self, pre: int, module: int) -> None:
-        self.pre = pre
-        self._module = module
-        self.has_initialize: bool | None = None
-        """Whether instances export ``_initialize``; found at the first one."""
-
-    def close(self) -> None:
-        """Free the code; instances that are alive keep what they use."""
-        if self.pre:
-            capi.instance_pre_delete(self.pre)
-            capi.module_delete(self._module)
-            self.pre = 0
-
-    def __del__(self) -> None:
-        self.close()
+from faas.wasm.template import Template
 
 
 class Ticker:

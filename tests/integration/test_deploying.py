@@ -179,3 +179,8 @@ def test_a_deploy_tells_its_stages_when_asked(make_host: MakeHost) -> None:
     ]  # fmt: skip
     assert events[-1]["event"] == "done"
     host.stop()
+
+
+def test_a_module_with_an_initialiser_is_served_from_its_snapshot(host: Host) -> None:
+    pytest.importorskip("wasmtime_cli")
+    assert "pre-initialised: yes" in host.get(f"/{host.serves('wizer')}").text

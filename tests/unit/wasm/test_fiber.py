@@ -30,7 +30,8 @@ from faas.wasm.engine import EngineProfile, new_engine
 from faas.wasm.fiber import Fiber
 from faas.wasm.host import HostFunction
 from faas.wasm.memory import MemoryFaultError
-from faas.wasm.runtime import Runtime, Template, Ticker
+from faas.wasm.runtime import Runtime, Ticker
+from faas.wasm.template import Template
 
 SLOTS = 40
 CONFIG = HostConfig(pool=PoolConfig(slots=SLOTS), guest_threads=2)
