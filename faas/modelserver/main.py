@@ -56,7 +56,7 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_level: Literal["debug", "info", "warning"] = "info"
 
 
-async def serve(settings: ServerSettings) -> None:
+async def serve(settings: ServerSettings, parent: int) -> None:
     """
     Serve until told to stop.
 
@@ -91,7 +91,7 @@ async def serve(settings: ServerSettings) -> None:
     await server.listen(Path(settings.socket))
     event(_log, "modelserver.ready", pid=os.getpid(), backend=backend.name, models=len(settings.models))
 
-    watch = asyncio.create_task(_watch(server, owner, stop, publish))
+    watch = asyncio.create_task(_watch(parent, server, owner, stop, publish))
     gone = asyncio.create_task(server.control_gone.wait())
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait([watch, gone, stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -104,9 +104,10 @@ async def serve(settings: ServerSettings) -> None:
     event(_log, "modelserver.stopped", reason=reason)
 
 
-async def _watch(server: ModelServer, owner: Owner, stop: asyncio.Event, publish: Callable[[ModelStats], None]) -> None:
+async def _watch(
+    parent: int, server: ModelServer, owner: Owner, stop: asyncio.Event, publish: Callable[[ModelStats], None]
+) -> None:
     """Send the counters about once a second; stop when the parent process is gone."""
-    parent = os.getppid()
     while True:
         await asyncio.sleep(STATS_INTERVAL_S)
         if os.getppid() != parent:
@@ -117,6 +118,7 @@ async def _watch(server: ModelServer, owner: Owner, stop: asyncio.Event, publish
 
 def main() -> int:
     """Read the settings from stdin and serve; return the exit code."""
+    parent = os.getppid()  # before anything that takes time: a parent that dies meanwhile must be missed
     handler = configure(sys.stderr)
     try:
         settings = msgspec.json.decode(sys.stdin.buffer.read(), type=ServerSettings)
@@ -125,7 +127,7 @@ def main() -> int:
         return 2
     logging.getLogger("faas").setLevel(settings.log_level.upper())
     try:
-        uvloop.run(serve(settings))
+        uvloop.run(serve(settings, parent))
     except FaasError as exc:
         event(_log, "modelserver.refused", level=logging.ERROR, code=exc.code, reason=exc.message)
         return EXIT_NO_BACKEND

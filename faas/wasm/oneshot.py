@@ -3,14 +3,19 @@ One-shot runs: a WASI program run like a native one, with the terminal's stdio a
 
 This is the one place where a guest meets the real file system, so it uses wasmtime's own WASI and its sandboxed
 folders, never ours: ``faas run`` is the user's own program on the user's own files, nothing of it serves requests.
+Only WASI-NN is ours: wasmtime has none for llama.cpp.
 """
 
 from __future__ import annotations
 
+import ctypes
 import signal
+import struct
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import wasmtime
 
@@ -22,11 +27,25 @@ from faas.errors import (
     UnknownImportsError,
     UnknownKindError,
 )
+from faas.nn.session import NnContext
+from faas.nn.signatures import MODULE as NN_MODULE
+from faas.wasm.host import HostFunction
+from faas.wasm.host.wasi_nn import FUNCTIONS as NN_FUNCTIONS
+from faas.wasm.memory import MemoryFaultError
 
 TRAP_EXIT_CODE = 134
 """What a native program that aborts leaves in the shell: 128 + SIGABRT."""
 _MAGIC = b"\0asm"
 _CORE_VERSION = b"\1\0\0\0"
+_VALUE_TYPES = {"i": wasmtime.ValType.i32, "I": wasmtime.ValType.i64}
+
+
+class GuestModels(NamedTuple):
+    """What a program needs to use models; whoever made it closes it."""
+
+    nn: NnContext
+    wait: Callable[[Awaitable[int]], int]
+    """Blocks until the awaitable is done on the loop that ``nn`` belongs to, and returns its result."""
 
 
 class _Exit(Exception):
@@ -35,13 +54,20 @@ class _Exit(Exception):
         self.code = code
 
 
-def run_once(path: Path, args: Sequence[str], env: Mapping[str, str], dirs: Sequence[tuple[str, str]]) -> int:
+def run_once(
+    path: Path,
+    args: Sequence[str],
+    env: Mapping[str, str],
+    dirs: Sequence[tuple[str, str]],
+    models: AbstractContextManager[GuestModels] | None = None,
+) -> int:
     """
     Run the command module at *path* to its end and return its exit code; 134 if it trapped.
 
-    Args: *args* follow the program's name; *dirs* are (host folder, guest path) pairs, readable and writable.
-    Raises: NotWasmError, ComponentError, InvalidModuleError, UnknownImportsError, UnknownKindError, GuestTrapError
-    (for a host folder that can't be opened).
+    Args: *args* follow the program's name; *dirs* are (host folder, guest path) pairs, readable and writable;
+    *models* is entered if the program imports WASI-NN, and left at its end.
+    Raises: NotWasmError, ComponentError, InvalidModuleError, UnknownImportsError (also for WASI-NN without *models*),
+    UnknownKindError, GuestTrapError (for a host folder that can't be opened), and what entering *models* raises.
     """
     wasm = _read(path)
     engine = wasmtime.Engine()
@@ -51,6 +77,9 @@ def run_once(path: Path, args: Sequence[str], env: Mapping[str, str], dirs: Sequ
         raise InvalidModuleError(f"{path} does not validate: {_first_line(exc)}; build it again") from exc
     if not any(export.name == "_start" for export in module.exports):
         raise UnknownKindError(f"{path} exports no _start, so it is no program; build it as a command, or deploy it")
+    wants_models = any(item.module == NN_MODULE for item in module.imports)
+    if wants_models and models is None:
+        raise UnknownImportsError(f"{path.name} uses models ({NN_MODULE}); give it one: --model NAME=FILE.gguf")
     wasi = wasmtime.WasiConfig()
     wasi.argv = [path.name, *args]
     wasi.env = list(env.items())
@@ -71,9 +100,16 @@ def run_once(path: Path, args: Sequence[str], env: Mapping[str, str], dirs: Sequ
     linker.define_func(
         "wasi_snapshot_preview1", "proc_exit", wasmtime.FuncType([wasmtime.ValType.i32()], []), _proc_exit
     )
-    # The guest runs inside one C call: only the default action of ^C can end it there.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    sys.stdout.flush()
+    with ExitStack() as stack:
+        if wants_models and models is not None:
+            _define_nn(linker, stack.enter_context(models))
+        # The guest runs inside one C call: only the default action of ^C can end it there.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        sys.stdout.flush()
+        return _start(path.name, linker, store, module)
+
+
+def _start(name: str, linker: wasmtime.Linker, store: wasmtime.Store, module: wasmtime.Module) -> int:
     try:
         instance = linker.instantiate(store, module)
         start = instance.exports(store)["_start"]
@@ -83,17 +119,86 @@ def run_once(path: Path, args: Sequence[str], env: Mapping[str, str], dirs: Sequ
         return exc.code
     except wasmtime.ExitTrap as exc:
         return int(exc.code)
-    except wasmtime.Trap as exc:
-        print(f"error: {path.name} trapped: {exc}", file=sys.stderr)
+    except (wasmtime.Trap, GuestTrapError) as exc:
+        print(f"error: {name} trapped: {exc}", file=sys.stderr)
         return TRAP_EXIT_CODE
     except wasmtime.WasmtimeError as exc:
         if "unknown import" in str(exc):
             raise UnknownImportsError(
-                f"{path.name} imports what this host does not offer: {_first_line(exc)}; build it for wasm32-wasip1"
+                f"{name} imports what this host does not offer: {_first_line(exc)}; build it for wasm32-wasip1"
             ) from exc
-        print(f"error: {path.name} trapped: {exc}", file=sys.stderr)
+        print(f"error: {name} trapped: {exc}", file=sys.stderr)
         return TRAP_EXIT_CODE
     return 0
+
+
+# --- WASI-NN ---------------------------------------------------------------------------------------------------------
+
+
+class _CallerMemory:
+    """
+    The memory that the calling guest exports, as a ``GuestMemory`` for the length of one host call.
+
+    Where it lies and how large it is are asked for once: the guest waits for the call, so nothing can grow it.
+    """
+
+    def __init__(self, caller: wasmtime.Caller) -> None:
+        memory = caller.get("memory")
+        self._start, self._size = 0, -1  # without a memory even an empty range is outside
+        if isinstance(memory, wasmtime.Memory):
+            self._start = ctypes.cast(memory.data_ptr(caller), ctypes.c_void_p).value or 0
+            self._size = memory.data_len(caller)
+
+    def _at(self, ptr: int, length: int) -> int:
+        if ptr < 0 or length < 0 or ptr + length > self._size:
+            raise MemoryFaultError
+        return self._start + ptr
+
+    def read(self, ptr: int, length: int) -> bytes:
+        return ctypes.string_at(self._at(ptr, length), length)
+
+    def write(self, ptr: int, payload: bytes) -> None:
+        ctypes.memmove(self._at(ptr, len(payload)), payload, len(payload))
+
+    def read_u32(self, ptr: int) -> int:
+        return self.read_u32s(ptr, 1)[0]
+
+    def read_u32s(self, ptr: int, count: int) -> tuple[int, ...]:
+        return struct.unpack(f"<{count}I", self.read(ptr, 4 * count))
+
+    def write_u32(self, ptr: int, value: int) -> None:
+        self.write(ptr, value.to_bytes(4, "little"))
+
+    def write_u64(self, ptr: int, value: int) -> None:
+        self.write(ptr, value.to_bytes(8, "little"))
+
+
+class _NnCaller(NamedTuple):
+    """The guest as the handlers of WASI-NN see it."""
+
+    memory: _CallerMemory
+    nn: NnContext | None
+
+
+def _define_nn(linker: wasmtime.Linker, models: GuestModels) -> None:
+    for name, function in NN_FUNCTIONS.items():
+        kind = wasmtime.FuncType(
+            [_VALUE_TYPES[letter]() for letter in function.params],
+            [_VALUE_TYPES[letter]() for letter in function.results],
+        )
+        linker.define_func(NN_MODULE, name, kind, _nn_call(function, models), access_caller=True)
+
+
+def _nn_call(function: HostFunction, models: GuestModels) -> Callable[..., int]:
+    def call(caller: wasmtime.Caller, *args: int) -> int:
+        guest = _NnCaller(_CallerMemory(caller), models.nn)
+        answer: int | Awaitable[int] = function.call(guest, *(value & 0xFFFF_FFFF for value in args))
+        return models.wait(answer) if isinstance(answer, Awaitable) else answer
+
+    return call
+
+
+# --- small steps -----------------------------------------------------------------------------------------------------
 
 
 def _proc_exit(code: int) -> None:

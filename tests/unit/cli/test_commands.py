@@ -293,8 +293,8 @@ async def _invoke(host, *arguments):
 def test_run_ends_with_the_exit_code_of_the_program(faas, tmp_path, monkeypatch):
     seen = {}
 
-    def run_once(path, args, env, dirs):
-        seen.update(path=path, args=args, env=env, dirs=dirs)
+    def run_once(path, args, env, dirs, models):
+        seen.update(path=path, args=args, env=env, dirs=dirs, models=models)
         return 7
 
     monkeypatch.setattr("faas.cli.commands.run.run_once", run_once)
@@ -306,12 +306,21 @@ def test_run_ends_with_the_exit_code_of_the_program(faas, tmp_path, monkeypatch)
     assert seen["args"] == ["-v", "arg"]
     assert seen["env"] == {"A": "b"}
     assert seen["dirs"] == [("/src", "/data"), ("/same", "/same")]
+    assert seen["models"] is None
 
 
-def test_run_with_a_model_is_refused_in_one_line(faas, tmp_path):
+def test_run_with_a_model_needs_the_models_extra(faas, monkeypatch, tmp_path):
+    monkeypatch.setattr("faas.control.modelserver.importlib.util.find_spec", lambda name: None)
     ended = faas("run", tmp_path / "x.wasm", "--model", "a=/x.gguf")
+    assert (ended.code, ended.err) == (1, "error: --model needs the models extra: pip install 'faas[models]'\n")
+
+
+def test_run_looks_at_a_model_before_it_starts_anything(faas, monkeypatch, tmp_path):
+    monkeypatch.setattr("faas.cli.commands.run.why_no_models", lambda config: "")
+    (tmp_path / "x.gguf").write_bytes(b"no model at all, but long enough")
+    ended = faas("run", tmp_path / "x.wasm", "--model", f"a={tmp_path / 'x.gguf'}")
     assert ended.code == 1
-    assert ended.err.startswith("error: 'faas run' can't give a program models")
+    assert "no GGUF file" in ended.err
 
 
 def test_serve_passes_models_on_as_settings(faas, monkeypatch, tmp_path):
