@@ -224,7 +224,13 @@ class Worker:
 
         stop = asyncio.create_task(self._converse())
         await asyncio.wait([stop, sender], return_when=asyncio.FIRST_COMPLETED)
-        budget_s = stop.result() if stop.done() else self._drain_timeout_s
+        budget_s = self._drain_timeout_s
+        if stop.done():
+            failure = stop.exception()
+            if failure is None:
+                budget_s = stop.result()
+            else:  # we can't be told anything any more: as if control were gone
+                event(_log, "control.lost", worker=settings.worker, reason=failure)
 
         self.gateway.draining = True
         await site.stop()

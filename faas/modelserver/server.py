@@ -200,7 +200,7 @@ class ModelServer:
             connection = await self._greet(channel, writer)
             await connection.converse()
         except PeerGoneError:
-            pass
+            event(_log, "connection.closed", level=logging.DEBUG, client=connection.client if connection else "?")
         except (WireError, TimeoutError) as exc:
             client = connection.client if connection is not None else "?"
             event(_log, "connection.refused", level=logging.WARNING, client=client, reason=str(exc) or "no hello")

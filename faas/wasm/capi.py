@@ -72,12 +72,6 @@ class Continuation(ctypes.Structure):
     _fields_ = (("callback", c_void_p), ("env", c_void_p), ("finalizer", c_void_p))
 
 
-class ValRaw(ctypes.Structure):
-    """``wasmtime_val_raw_t``: 16 bytes, little-endian."""
-
-    _fields_ = (("u64", c_uint64), ("_high", c_uint64))
-
-
 I32, I64 = 0, 1
 EXTERN_FUNC, EXTERN_GLOBAL, EXTERN_MEMORY = 0, 1, 3
 FRAME_INSTANCE = Frame.instance.offset

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from faas.clock import SystemClock
 from faas.errors import OutputLimitError
+from faas.testing.memory import BytesMemory
 from faas.wasi.context import GuestExit, WasiContext
 from faas.wasi.errno import Errno, EventType, FdFlags, FileType, OFlags, Rights
 from faas.wasi.files import BundleTree
@@ -20,7 +21,6 @@ from faas.wasi.signatures import SIGNATURES
 from faas.wasi.streams import BytesInput, CollectingOutput, EmptyInput
 from faas.wasm.host import HostFunction
 from faas.wasm.host.wasi import FUNCTIONS, MAX_IO_BYTES, MAX_IOVECS, MAX_RANDOM_BYTES, MAX_SUBSCRIPTIONS
-from faas.wasm.memory import BytesMemory
 
 MEMORY_BYTES = 1 << 16
 ROOT, TMP = 3, 4

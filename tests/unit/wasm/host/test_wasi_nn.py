@@ -17,9 +17,10 @@ from faas.nn.errno import NnErrno
 from faas.nn.session import MAX_PROMPT_BYTES, NnContext
 from faas.nn.signatures import SIGNATURES
 from faas.problems import to_problem
+from faas.testing.memory import BytesMemory
 from faas.wasm.host import HostFunction
 from faas.wasm.host.wasi_nn import FUNCTIONS, MAX_BUILDERS, ZERO_BUFFER_BYTES
-from faas.wasm.memory import BytesMemory, MemoryFaultError
+from faas.wasm.memory import MemoryFaultError
 from faas.wire.models import Embed, Final, Finish, Generate, ModelCard, Piece, ServerHello, Tokenize
 
 MEMORY_BYTES = 1 << 16
