@@ -37,6 +37,8 @@ def refuses(port: int) -> bool:
         socket.create_connection(("127.0.0.1", port), timeout=5).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:
+        return False  # it arrived while the listening socket was being closed: the next one is refused
     return False
 
 
