@@ -71,13 +71,12 @@ class PrefixCache:
 
     def match(self, tokens: array[int]) -> tuple[Holding | None, int]:
         """Return who holds the longest beginning of *tokens*, and its length."""
-        wanted = tokens.tobytes()
         best, best_n = None, 0
         for holding in self._holdings.values():
             limit = min(len(tokens), len(holding.tokens))
             if limit <= best_n:
                 continue
-            n = _common(wanted, holding.tokens.tobytes(), limit)
+            n = common_length(tokens, holding.tokens)
             if n > best_n:
                 best, best_n = holding, n
         return best, best_n
@@ -103,22 +102,24 @@ class PrefixCache:
         self._clock += 1
         holding.used_at = self._clock
 
-    def retire(self, holding: Holding) -> list[Holding]:
-        """Leave *holding* behind, idle; return those idle ones that it makes superfluous, already forgotten."""
+    def retire(self, holding: Holding) -> bool:
+        """
+        Leave *holding* behind, idle; return whether it was forgotten at once, because it holds nothing.
+
+        Idle ones whose tokens it repeats are now of no use, yet stay until somebody wants their cells, first of all:
+        cells freed below those of a running generation would be its next ones, and attention would then sum up its
+        tokens in another order than alone, with other rounding.
+        """
         holding.live = False
         self.touch(holding)
         if not holding.tokens:
             self.forget(holding)
-            return [holding]
+            return True
         mine = holding.tokens.tobytes()
-        superfluous = [
-            other
-            for other in self._holdings.values()
-            if other is not holding and not other.live and mine.startswith(other.tokens.tobytes())
-        ]
-        for other in superfluous:
-            self.forget(other)
-        return superfluous
+        for other in self._holdings.values():
+            if other is not holding and not other.live and mine.startswith(other.tokens.tobytes()):
+                other.used_at = 0
+        return False
 
     def coldest(self, *, sparing: Holding | None = None) -> Holding | None:
         """Return the idle holding that was used least recently, *sparing* one that is about to be shared."""
@@ -139,9 +140,11 @@ class PrefixCache:
         heir.origin, heir.n_shared = (holding.origin, n_of_grand) if holding.origin is not None else (None, 0)
 
 
-def _common(a: bytes, b: bytes, limit: int) -> int:
-    """Return how many of the first *limit* tokens are the same (by halving: each test is one memory comparison)."""
-    if a[: limit * _WIDTH] == b[: limit * _WIDTH]:
+def common_length(one: array[int], other: array[int]) -> int:
+    """Return how many first tokens are the same (by halving: each test is one memory comparison)."""
+    limit = min(len(one), len(other))
+    a, b = one[:limit].tobytes(), other[:limit].tobytes()
+    if a == b:
         return limit
     low, high = 0, limit  # the first *low* are the same, the first *high* are not
     while high - low > 1:

@@ -3,7 +3,8 @@ Continuous batching for one model: ``step`` admits, fills a batch, decodes it, s
 
 Sequences join and leave between steps. In a batch the running generations come first, one token each; what is left
 goes to prompts, in chunks, so that a long prompt never stops the others. Prompts and slots are dealt out by function:
-the one that was served least so far comes first. A prompt whose beginning some sequence holds shares its cells.
+the one that was served least so far comes first. A prompt whose beginning some sequence holds shares its cells; one
+whose beginning is being computed for another waits for that, so that a burst of equal prompts costs one.
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ from faas.log import event
 from faas.modelserver.backends.base import DEAD_END, Decoded, LoadedModel
 from faas.modelserver.counters import Counters
 from faas.modelserver.generation import Generation, Key, Phase
-from faas.modelserver.prefix import TOKEN_TYPE, PrefixCache
+from faas.modelserver.prefix import TOKEN_TYPE, PrefixCache, common_length
 from faas.modelserver.sampling import MAX_PROBS, check_sampling
 from faas.modelserver.stops import Token
 from faas.problems import to_problem
 from faas.wire.models import Embed, Final, Finish, Piece
 
 Emit = Callable[[Hashable, Piece | Final], None]
+
+MIN_TOKENS_WORTH_WAITING = 32
+"""A prompt waits for another's that has at least so many more tokens in common with it than what is held already."""
 
 _log = logging.getLogger(__name__)
 
@@ -165,6 +169,8 @@ class Scheduler:
         self._reap()
         while self._can_admit():
             generation = self._next_waiting()
+            if generation is None:
+                break
             self._waiting.remove(generation)
             try:
                 if generation.sampler is None:  # a preempted one goes on with its own
@@ -309,12 +315,12 @@ class Scheduler:
     def _is_ready(self, generation: Generation) -> bool:
         return not generation.is_out_of_credit and generation.key.connection not in self._held_back
 
-    def _next_waiting(self) -> Generation:
+    def _next_waiting(self) -> Generation | None:
         """Return who gets the next slot: the least served function with the fewest slots, its oldest request."""
         n_running: dict[str, int] = {}
         for generation in self._running:
             n_running[generation.request.function] = n_running.get(generation.request.function, 0) + 1
-        return min(
+        in_turn = sorted(
             self._waiting,
             key=lambda g: (
                 n_running.get(g.request.function, 0),
@@ -322,6 +328,16 @@ class Scheduler:
                 g.arrived_at,
             ),
         )
+        prompts = [g for g in self._running if self._can_share and g.phase is Phase.PREFILL and self._is_ready(g)]
+        return next((g for g in in_turn if not self._comes_cheaper_soon(g, prompts)), None)
+
+    def _comes_cheaper_soon(self, generation: Generation, prompts: list[Generation]) -> bool:
+        """Tell whether one of *prompts*, being computed right now, will leave cells that *generation* can share."""
+        if not prompts:
+            return False
+        held = self._cache.match(generation.context)[1]
+        worth_it = held + MIN_TOKENS_WORTH_WAITING
+        return any(common_length(generation.context, other.context) >= worth_it for other in prompts)
 
     def _enter(self, function: str) -> None:
         """Let a function that had nothing to do begin where the others are: being quiet saves up no lead."""
@@ -411,8 +427,8 @@ class Scheduler:
         if generation.holding is not None:
             if finish is Finish.FAILED:
                 generation.holding.tokens = array(TOKEN_TYPE)
-            for superfluous in self._cache.retire(generation.holding):
-                self._evict(superfluous.sequence)
+            if self._cache.retire(generation.holding):
+                self._evict(generation.holding.sequence)
             generation.holding = None
 
     def _fail(self, generation: Generation, error: FaasError) -> None:

@@ -215,6 +215,22 @@ async def test_eight_greedy_generations_equal_their_solo_runs(make_rig: MakeRig,
     assert steps < 8 * 24  # they ran together
 
 
+async def test_a_greedy_text_is_the_same_whoever_ends_beside_it(make_rig: MakeRig, rig: Rig) -> None:
+    solo = await (await rig.connect()).generate(PARIS, max_tokens=60, sampling=ENDLESS)
+    client = await (await make_rig(rig.kind)).connect()
+    ids = [await client.start(PARIS, max_tokens=n, sampling=ENDLESS) for n in (3, 6, 12, 20, 60)]
+    answers = await client.collect(*ids)
+    assert [answers[i].tokens for i in ids] == [solo.tokens[:n] for n in (3, 6, 12, 20, 60)]
+
+
+async def test_a_burst_of_equal_prompts_is_computed_once(make_rig: MakeRig, rig: Rig) -> None:
+    client = await (await make_rig(rig.kind)).connect()
+    ids = [await client.start(LONG[:300], max_tokens=2, sampling=ENDLESS, function=f"f{n}") for n in range(4)]
+    finals = [answer.final for answer in (await client.collect(*ids)).values()]
+    computed = sum(final.n_prompt_tokens - final.n_cached_tokens for final in finals)
+    assert computed == finals[0].n_prompt_tokens + 3
+
+
 async def test_credit_pauses_the_generation_until_there_is_more(rig: Rig) -> None:
     client = await rig.connect()
     request_id = await client.start(PARIS, sampling=ENDLESS, credit=3, max_tokens=8)

@@ -54,12 +54,21 @@ def test_the_coldest_idle_one_goes_first() -> None:
     assert live.live
 
 
-def test_a_prefix_of_what_is_left_behind_is_superfluous() -> None:
+def test_what_another_repeats_keeps_its_cells_and_goes_first() -> None:
     cache = PrefixCache(4)
-    short = hold(cache, [1, 2])
+    other, short = hold(cache, [7]), hold(cache, [1, 2])
+    cache.retire(other)
     cache.retire(short)
     long = hold(cache, [1, 2, 3])
-    assert cache.retire(long) == [short]
+    assert not cache.retire(long)
+    assert cache.cells_used == 4
+    assert cache.coldest() is short
+
+
+def test_what_holds_nothing_is_forgotten_at_once() -> None:
+    cache = PrefixCache(1)
+    assert cache.retire(cache.open())
+    assert cache.has_free
 
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), max_size=25), st.randoms(use_true_random=False))
@@ -82,6 +91,5 @@ def test_cells_equal_a_model_that_tracks_each_one(prompts: list[list[int]], rand
         mine += [next(fresh) for _ in tokens[n:]] if mine else [next(fresh) for _ in tokens]
         holding.tokens.extend(tokens[len(holding.tokens) :])
         cells[holding.sequence] = mine
-        for gone in cache.retire(holding):
-            cells.pop(gone.sequence)
+        assert not cache.retire(holding)
         assert cache.cells_used == len({cell for held in cells.values() for cell in held})
