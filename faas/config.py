@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from faas.errors import ConfigError
+from faas.machine import memory_bytes
 
 MIB = 1024 * 1024
 Port = Annotated[int, Meta(ge=0, le=65535)]
@@ -35,6 +36,8 @@ class PrecompileConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timeout_s: Annotated[float, Meta(gt=0)] = 120.0
     cpu_s: Annotated[int, Meta(gt=0)] = 120
     memory_bytes: Annotated[int, Meta(ge=64 * MIB)] = 2048 * MIB
+    jobs: Annotated[int, Meta(ge=0, le=256, description="0: one per processor")] = 0
+    """How many jobs run at once; deploys beyond them wait."""
     start_timeout_s: Annotated[float, Meta(gt=0)] = 2.0
     """Wall time for the trial instance that each worker makes before a deploy is acknowledged."""
 
@@ -53,6 +56,8 @@ class HostConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Epoch tick: the length of a guest's time slice is one to two of these."""
     guest_threads: Annotated[int, Meta(ge=0, le=256, description="0: one per processor")] = 0
     """Threads per worker that run guests beyond their first slice."""
+    code_budget_bytes: Annotated[int, Meta(ge=0)] = 128 * MIB
+    """What loaded native code and bundles may take in each worker; the least recently used are unloaded beyond it."""
     queue_timeout_s: Annotated[float, Meta(ge=0)] = 5.0
     max_queue: Annotated[int, Meta(ge=0)] = 1000
     log_rotate_bytes: Annotated[int, Meta(ge=4096)] = 16 * MIB
@@ -61,7 +66,7 @@ class HostConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keepalive_timeout_s: Annotated[float, Meta(gt=0)] = 75.0
     models: dict[ModelName, str] = {}
     """Name → path of a GGUF file, for this run, on top of the registered ones; paths are absolute."""
-    model_budget_bytes: Annotated[int, Meta(ge=0, description="0: half of the machine's memory")] = 0
+    model_budget_bytes: Annotated[int, Meta(ge=0, description="0: half of the memory this process may use")] = 0
     model_threads: Annotated[int, Meta(ge=0, le=1024, description="0: one per processor")] = 0
     model_ctx: Annotated[int, Meta(ge=256, le=1_048_576, description="tokens of one sequence")] = 4096
     model_slots: Annotated[int, Meta(ge=1, le=256, description="sequences that one model decodes at once")] = 16
@@ -84,9 +89,14 @@ class HostConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.workers or os.cpu_count() or 1
 
     @property
+    def max_reserved_concurrency(self) -> int:
+        """How many instances all functions together may reserve: half of them, the rest is for who comes."""
+        return self.n_workers * self.pool.slots // 2
+
+    @property
     def model_budget(self) -> int:
         """How many bytes the weights of loaded models may take together."""
-        return self.model_budget_bytes or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        return self.model_budget_bytes or memory_bytes() // 2
 
 
 def default_home(environ: Mapping[str, str]) -> Path:

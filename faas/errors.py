@@ -11,7 +11,9 @@ FaasError
 │   └── StateError                  state-failed            the state database refused
 ├── AdminError                      the admin API refuses the caller
 │   ├── UnauthorizedError           unauthorized
-│   └── BadRequestError             bad-request
+│   ├── BadRequestError             bad-request
+│   ├── KeyNotFoundError            key-not-found           no API key has that name
+│   └── KeyTakenError               key-taken               an API key has that name
 ├── DeployError                     nothing was deployed; the old version still serves
 │   ├── ManifestError               manifest-invalid
 │   ├── NotWasmError                not-wasm
@@ -36,7 +38,9 @@ FaasError
 ├── RequestError                    the request itself can't be served
 │   ├── BodyTooLargeError           body-too-large
 │   └── MalformedRequestError       malformed-request
-├── OverloadedError                 overloaded              try again after ``retry_after_s``
+├── BusyError                       try again after ``retry_after_s``
+│   ├── OverloadedError             overloaded
+│   └── ConcurrencyLimitError       concurrency-limit       the function's own limit
 ├── InvocationError                 the guest ran and did not answer
 │   ├── GuestTrapError              guest-trap
 │   ├── GuestExitError              guest-exit
@@ -48,6 +52,7 @@ FaasError
 │   ├── OutputLimitError            output-limit
 │   └── ClientGoneError             client-gone
 ├── ModelError                      a model request can't be served
+│   ├── InvalidApiKeyError          invalid-api-key         no API key, or none of this host's
 │   ├── ModelsMissingError          models-missing          the models extra is not installed
 │   ├── ModelNotFoundError          model-not-found
 │   ├── ModelNotGrantedError        model-not-granted       the manifest does not name it
@@ -140,6 +145,18 @@ class BadRequestError(AdminError):
     """The admin request does not have the documented form."""
 
     code = "bad-request"
+
+
+class KeyNotFoundError(AdminError):
+    """No API key has that name."""
+
+    code = "key-not-found"
+
+
+class KeyTakenError(AdminError):
+    """An API key has that name already, or none may have it."""
+
+    code = "key-taken"
 
 
 class DeployError(FaasError):
@@ -278,14 +295,24 @@ class MalformedRequestError(RequestError):
     code = "malformed-request"
 
 
-class OverloadedError(FaasError):
-    """No permit or slot became free in time; the caller may try again after ``retry_after_s``."""
-
-    code = "overloaded"
+class BusyError(FaasError):
+    """Nothing is wrong but the moment; the caller may try again after ``retry_after_s``."""
 
     def __init__(self, message: str, *, retry_after_s: float = 1.0, **facts: Any) -> None:
         super().__init__(message, **facts)
         self.retry_after_s = retry_after_s
+
+
+class OverloadedError(BusyError):
+    """No slot of the host became free in time, or the worker is draining."""
+
+    code = "overloaded"
+
+
+class ConcurrencyLimitError(BusyError):
+    """All instances that the function may have at once are busy, and its queue is too long."""
+
+    code = "concurrency-limit"
 
 
 class InvocationError(FaasError):
@@ -348,6 +375,12 @@ class ClientGoneError(InvocationError):
 
 class ModelError(FaasError):
     """A model request can't be served."""
+
+
+class InvalidApiKeyError(ModelError):
+    """The request to an OpenAI-compatible endpoint has no API key, or one that is not of this host."""
+
+    code = "invalid-api-key"
 
 
 class ModelsMissingError(ModelError):

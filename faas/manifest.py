@@ -25,7 +25,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     """
     What one invocation may use; units ride on the names. The defaults suit a small web function.
 
-    ``max_concurrency`` and ``tokens_per_minute`` are of the function, over all its invocations.
+    Those from ``max_concurrency`` on are of the function, over all its invocations and the whole host.
     """
 
     timeout_s: Annotated[float, Meta(gt=0, le=3600)] = 30.0
@@ -36,6 +36,10 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     max_log_bytes: Bytes = 1 * MIB
     tmp_bytes: Bytes = 16 * MIB
     max_concurrency: Annotated[int, Meta(ge=1, le=100_000)] = 500
+    reserved_concurrency: Annotated[int, Meta(ge=0, le=100_000)] = 0
+    weight: Annotated[int, Meta(ge=1, le=100)] = 1
+    max_queue: Annotated[int, Meta(ge=0, le=100_000)] | None = None
+    queue_timeout_s: Annotated[float, Meta(ge=0, le=3600)] | None = None
     tokens_per_minute: Annotated[int, Meta(ge=0, description="prompt and generated tokens; 0: no limit")] = 0
 
 

@@ -22,6 +22,8 @@ STATUS: dict[type[errors.FaasError], int] = {
     errors.StateError: 500,
     errors.UnauthorizedError: 401,
     errors.BadRequestError: 400,
+    errors.KeyNotFoundError: 404,
+    errors.KeyTakenError: 409,
     errors.ManifestError: 422,
     errors.NotWasmError: 422,
     errors.InvalidModuleError: 422,
@@ -43,6 +45,7 @@ STATUS: dict[type[errors.FaasError], int] = {
     errors.BodyTooLargeError: 413,
     errors.MalformedRequestError: 400,
     errors.OverloadedError: 503,
+    errors.ConcurrencyLimitError: 429,
     errors.GuestTrapError: 502,
     errors.GuestExitError: 502,
     errors.MalformedResponseError: 502,
@@ -52,6 +55,7 @@ STATUS: dict[type[errors.FaasError], int] = {
     errors.MemoryLimitError: 507,
     errors.OutputLimitError: 507,
     errors.ClientGoneError: 499,  # nginx's number; nobody is left to read it, but the log shows it
+    errors.InvalidApiKeyError: 401,
     errors.ModelsMissingError: 501,
     errors.ModelNotFoundError: 404,
     errors.ModelNotGrantedError: 403,
@@ -102,10 +106,12 @@ def from_problem(problem: dict[str, Any]) -> errors.FaasError:
 
 def headers_of(error: errors.FaasError) -> dict[str, str]:
     """Return the headers that go with *error*: ``Retry-After``, ``Allow``, ``WWW-Authenticate``."""
-    if isinstance(error, (errors.OverloadedError, errors.ModelUnavailableError, errors.QuotaExceededError)):
+    if isinstance(error, (errors.BusyError, errors.ModelUnavailableError, errors.QuotaExceededError)):
         return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
     if isinstance(error, errors.MethodNotAllowedError):
         return {"Allow": ", ".join(error.facts.get("allow", []))}
     if isinstance(error, errors.UnauthorizedError):
         return {"WWW-Authenticate": 'Bearer realm="faas admin"'}
+    if isinstance(error, errors.InvalidApiKeyError):
+        return {"WWW-Authenticate": 'Bearer realm="faas models"'}
     return {}

@@ -7,6 +7,7 @@ A route is ``[METHOD[,METHOD] ]/path``; a segment is literal, ``{param}`` (one s
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Generic, TypeVar
@@ -15,7 +16,6 @@ import msgspec
 
 from faas.errors import ManifestError, MethodNotAllowedError, RouteNotFoundError, RouteTakenError
 
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
 RESERVED_PREFIXES = ("/_faas", "/v1")
 
 _METHOD = re.compile(r"[A-Z]+")
@@ -34,8 +34,15 @@ class Route(msgspec.Struct, frozen=True):
     trailing: bool = False
 
     @property
+    def has_params(self) -> bool:
+        """Whether a segment stands for any text."""
+        return "{" in self.path  # no literal segment may hold one
+
+    @property
     def shape(self) -> tuple[str, ...]:
         """The segments with every parameter name blotted out: two routes of one shape match the same paths."""
+        if not self.has_params:
+            return (*self.segments, "*") if self.trailing else self.segments
         shape = tuple("{}" if _PARAM.fullmatch(segment) else segment for segment in self.segments)
         return (*shape, "*") if self.trailing else shape
 
@@ -44,6 +51,7 @@ class Route(msgspec.Struct, frozen=True):
         return f"{methods} {self.path}" if methods else self.path
 
 
+@functools.lru_cache(maxsize=16_384)  # every deploy looks at the routes of all functions again
 def parse_route(text: str) -> Route:
     """
     Return the route that *text* writes down.
@@ -118,27 +126,47 @@ class _Node(Generic[T]):
         self.here: list[tuple[Route, T]] = []
         self.rest: list[tuple[Route, T]] = []
 
+    @property
+    def in_use(self) -> bool:
+        """Whether a route ends here or below."""
+        return bool(self.literals or self.param or self.here or self.rest)
+
+
+def _by_method(bucket: list[tuple[Route, T]]) -> dict[str, tuple[T, dict[str, str], Route]]:
+    """Return who answers which method among routes of one path, those that list methods first; '' for the others."""
+    found: dict[str, tuple[T, dict[str, str], Route]] = {}
+    for route, target in bucket:
+        match: tuple[T, dict[str, str], Route] = (target, {}, route)
+        for method in route.methods:
+            found[method] = match
+        if "GET" in route.methods:
+            found.setdefault("HEAD", match)
+        if not route.methods:
+            found.setdefault("", match)
+    return found
+
 
 class RouteTable(Generic[T]):
     """
-    A frozen set of routes; ``match`` finds the most specific one.
+    Routes and their targets; ``match`` finds the most specific one, ``add`` and ``remove`` cost what one route costs.
 
     Literal segments win over parameters, parameters over a trailing ``*``, from left to right; of two routes of one
     shape the one that lists the method wins over the one that takes all. Who answers GET answers HEAD.
     """
 
-    def __init__(self, entries: Iterable[tuple[str, T]]) -> None:
+    def __init__(self, entries: Iterable[tuple[str, T]] = ()) -> None:
         self._root: _Node[T] = _Node()
-        self._exact: dict[tuple[str, str], tuple[T, dict[str, str], Route]] = {}
-        parsed = [(parse_route(text), target) for text, target in entries]
-        # Routes that list methods first: theirs are set before a route that takes all fills what is left.
-        for route, target in sorted(parsed, key=lambda entry: not entry[0].methods):
-            self._add(route, target)
+        # The plain case is two dict look-ups: an exact path is always the most specific match there is.
+        # Path → method → match; '' stands for every method that is not there.
+        self._exact: dict[str, dict[str, tuple[T, dict[str, str], Route]]] = {}
+        for text, target in entries:
+            self.add(parse_route(text), target)
 
-    def _add(self, route: Route, target: T) -> None:
+    def add(self, route: Route, target: T) -> None:
+        """Have *target* answer on *route*; its conflicts are the caller's to refuse (``refuse_conflicts``)."""
         node = self._root
         for segment in route.segments:
-            if _PARAM.fullmatch(segment):
+            if segment.startswith("{"):
                 if node.param is None:
                     node.param = _Node()
                 node = node.param
@@ -146,16 +174,39 @@ class RouteTable(Generic[T]):
                 node = node.literals.setdefault(segment, _Node())
         bucket = node.rest if route.trailing else node.here
         bucket.append((route, target))
-        bucket.sort(key=lambda entry: not entry[0].methods)
-        if not route.trailing and not any(_PARAM.fullmatch(segment) for segment in route.segments):
-            # The plain case is one dict look-up: an exact path is always the most specific match there is.
-            for method in route.methods:
-                self._exact[method, route.path] = (target, {}, route)
-            if "GET" in route.methods:
-                self._exact.setdefault(("HEAD", route.path), (target, {}, route))
-            if not route.methods:
-                for method in METHODS:
-                    self._exact.setdefault((method, route.path), (target, {}, route))
+        if len(bucket) > 1:
+            bucket.sort(key=lambda entry: not entry[0].methods)
+        if not route.trailing and not route.has_params:
+            self._exact[route.path] = _by_method(bucket)
+
+    def remove(self, route: Route, target: T) -> None:
+        """Undo ``add`` with the very same *target*; raises KeyError if nothing was added so."""
+        way: list[tuple[_Node[T], str]] = []
+        node = self._root
+        for segment in route.segments:
+            way.append((node, segment))
+            child = node.param if segment.startswith("{") else node.literals.get(segment)
+            if child is None:
+                raise KeyError(str(route))
+            node = child
+        bucket = node.rest if route.trailing else node.here
+        kept = [entry for entry in bucket if entry[1] is not target or entry[0] != route]
+        if len(kept) == len(bucket):
+            raise KeyError(str(route))
+        bucket[:] = kept
+        if not route.trailing and not route.has_params:
+            if kept:
+                self._exact[route.path] = _by_method(kept)
+            else:
+                del self._exact[route.path]
+        for parent, segment in reversed(way):
+            child = parent.param if segment.startswith("{") else parent.literals[segment]
+            if child is None or child.in_use:
+                return
+            if segment.startswith("{"):
+                parent.param = None
+            else:
+                del parent.literals[segment]
 
     def match(self, method: str, path: str) -> tuple[T, dict[str, str], Route]:
         """
@@ -163,9 +214,11 @@ class RouteTable(Generic[T]):
 
         Raises: RouteNotFoundError; MethodNotAllowedError if only other methods are served there.
         """
-        exact = self._exact.get((method, path))
-        if exact is not None:
-            return exact
+        by_method = self._exact.get(path)
+        if by_method is not None:
+            exact = by_method.get(method) or by_method.get("")
+            if exact is not None:
+                return exact
         allowed: set[str] = set()
         found = self._walk(self._root, path[1:].split("/"), 0, method, allowed)
         if found is not None:

@@ -47,11 +47,26 @@ class Host:
     Thread: any, one at a time; ``deploy`` and the like use a connection per call and may run beside each other.
     """
 
-    def __init__(self, home: Path, *, workers: int = 1, deploy: Sequence[Path] = ()) -> None:
-        """Args: *deploy* lists folders that ``faas serve`` deploys by itself at each start."""
+    def __init__(
+        self,
+        home: Path,
+        *,
+        workers: int = 1,
+        deploy: Sequence[Path] = (),
+        models: Mapping[str, Path] | None = None,
+        settings: Mapping[str, object] | None = None,
+    ) -> None:
+        """
+        Args: *deploy* lists folders that ``faas serve`` deploys by itself at each start; *models* maps names to GGUF
+        files; *settings* are further ones by the names of docs/configuration.md, such as ``model_slots``.
+        """
         self.home = home
         self.workers = workers
         self._deploy = deploy
+        self._models = dict(models or {})
+        self._settings = {
+            "FAAS_" + key.replace(".", "_").upper(): str(value) for key, value in (settings or {}).items()
+        }
         self._process: subprocess.Popen[bytes] | None = None
         self.public_url = ""
         self.admin_url = ""
@@ -88,6 +103,8 @@ class Host:
         command += ["--workers", str(self.workers)]
         for folder in self._deploy:
             command += ["--deploy", str(folder)]
+        for name, path in self._models.items():
+            command += ["--model", f"{name}={path}"]
         self.home.mkdir(parents=True, exist_ok=True)
         with self._log_path.open("ab") as log:
             self._process = subprocess.Popen(
@@ -97,7 +114,7 @@ class Host:
                 stderr=log,
                 cwd=ROOT,
                 # The settings of whoever runs the test are not the test's.
-                env={key: value for key, value in os.environ.items() if not key.startswith("FAAS_")},
+                env={key: value for key, value in os.environ.items() if not key.startswith("FAAS_")} | self._settings,
                 start_new_session=True,
             )
         until = time.monotonic() + READY_TIMEOUT_S
@@ -171,6 +188,19 @@ class Host:
         status: dict[str, Any] = json.loads(self.admin("GET", "/api/status"))
         return status
 
+    def metrics(self) -> dict[str, float]:
+        """Return what ``GET /metrics`` answers: each sample by its name with its labels, as it stands there."""
+        return parse_metrics(request(self.admin_url, "GET", "/metrics")[1].decode())
+
+    def processes(self) -> list[int]:
+        """Return the control process and all that descend from it: workers, model server, precompile jobs."""
+        found = [self.pid]
+        for pid in found:  # grows meanwhile
+            with contextlib.suppress(OSError):
+                for children in Path(f"/proc/{pid}/task").glob("*/children"):
+                    found += map(int, children.read_text().split())
+        return found
+
     def log(self, name: str, n_lines: int) -> list[dict[str, Any]]:
         """Return the last lines of a function's log."""
         return [
@@ -216,6 +246,16 @@ class Host:
         with contextlib.suppress(FileNotFoundError):
             return "\n".join(self._log_path.read_text(errors="replace").splitlines()[-20:])
         return "(it wrote nothing)"
+
+
+def parse_metrics(text: str) -> dict[str, float]:
+    """
+    Return the samples of a page of metrics, by name with labels.
+
+    Source: Prometheus text exposition format 0.0.4, without timestamps.
+    """
+    samples = (line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#"))
+    return {name: float(value) for name, _, value in samples}
 
 
 def request(

@@ -192,6 +192,11 @@ class ArtifactStore:
             return False
         return True
 
+    def keeps_native(self, key: str) -> bool:
+        """Return whether native code and its HMAC are there under *key*; only loading it shows if they fit together."""
+        path = _named(self._native, key, ".cwasm")
+        return path.exists() and path.with_suffix(".mac").exists()
+
     # --- cleaning ---------------------------------------------------------------------------------------------------
 
     def remove_unreferenced(self, wasm_digests: Set[str], keys: Set[str], bundle_digests: Set[str]) -> int:

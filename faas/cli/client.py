@@ -15,7 +15,7 @@ import aiohttp
 import msgspec
 
 from faas.config import default_home, load_config
-from faas.control.views import DoneEvent, FailedEvent, ProgressEvent
+from faas.control.views import DoneEvent, FailedEvent, HashingEvent, ModelAddedEvent, ModelView, ProgressEvent
 from faas.errors import FaasError, HostUnreachableError, InternalError, UnauthorizedError
 from faas.manifest import Manifest, manifest_to_builtins
 from faas.problems import CONTENT_TYPE, from_problem
@@ -24,6 +24,9 @@ _PIECE_BYTES = 256 * 1024
 _NDJSON = "application/x-ndjson"
 _events: msgspec.json.Decoder[ProgressEvent | DoneEvent | FailedEvent] = msgspec.json.Decoder(
     ProgressEvent | DoneEvent | FailedEvent
+)
+_model_events: msgspec.json.Decoder[HashingEvent | ModelAddedEvent | FailedEvent] = msgspec.json.Decoder(
+    HashingEvent | ModelAddedEvent | FailedEvent
 )
 
 
@@ -143,6 +146,26 @@ class AdminClient:
                     else:
                         return told
         raise HostUnreachableError("the host went away in the middle of the deploy; 'faas list' shows what is served")
+
+    async def add_model(self, name: str, path: str, *, on_hashed: Callable[[int], None]) -> ModelView:
+        """
+        Register the model file *path* of the host's machine as *name*, and return it once it can be used.
+
+        Args: *on_hashed* hears how many bytes of the file are hashed so far.
+        Raises: what the host refused with; HostUnreachableError if it went away.
+        """
+        async with self._send(
+            "PUT", f"/api/models/{name}", json={"path": path}, headers={"Accept": _NDJSON}
+        ) as response:
+            async for line in response.content:
+                told = _model_events.decode(line)
+                if isinstance(told, HashingEvent):
+                    on_hashed(told.done_bytes)
+                elif isinstance(told, FailedEvent):
+                    raise from_problem(told.problem)
+                else:
+                    return told.model
+        raise HostUnreachableError("the host went away in the middle of it; 'faas models list' shows what it has")
 
     @asynccontextmanager
     async def _send(self, method: str, path: str, **more: Any) -> AsyncIterator[aiohttp.ClientResponse]:

@@ -286,8 +286,37 @@ class AdminApi:
         path = Path((await _document(request, views.AddModel)).path)
         if not path.is_absolute() or "\0" in str(path):
             raise BadRequestError("path: give the absolute path of a GGUF file on the host's machine")
-        model = await self._models.add(name, path)
-        return _json(self._model_view(model, (await self._model_server.cards()).get(name)), status=201)
+        if NDJSON in request.headers.get("Accept", ""):
+            return await self._add_model_told(request, name, path)
+        return _json(await self._added(await self._models.add(name, path)), status=201)
+
+    async def _added(self, model: KnownModel) -> views.ModelView:
+        return self._model_view(model, (await self._model_server.cards()).get(model.name))
+
+    async def _add_model_told(self, request: web.Request, name: str, path: Path) -> web.StreamResponse:
+        """Add a model with NDJSON lines that tell how much of its file is hashed."""
+        response = web.StreamResponse(headers={"Content-Type": NDJSON, "Cache-Control": "no-store"})
+        await response.prepare(request)
+        hashed: asyncio.Queue[int | None] = asyncio.Queue()
+        task = asyncio.create_task(self._models.add(name, path, hashed.put_nowait))
+        task.add_done_callback(lambda _task: hashed.put_nowait(None))
+        try:
+            while (n_bytes := await hashed.get()) is not None:
+                await response.write(_line(views.HashingEvent(n_bytes)))
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait((task,))
+        last: views.ModelAddedEvent | views.FailedEvent
+        try:
+            last = views.ModelAddedEvent(await self._added(task.result()))
+        except FaasError as exc:
+            last = views.FailedEvent(to_problem(exc, request[REQUEST_ID]))
+        except Exception as exc:
+            last = views.FailedEvent(to_problem(_bug(exc, request), request[REQUEST_ID]))
+        await response.write(_line(last))
+        await response.write_eof()
+        return response
 
     async def remove_model(self, request: web.Request) -> web.StreamResponse:
         """DELETE /api/models/{name}"""

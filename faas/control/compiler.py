@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Callable
 from typing import Protocol
 
@@ -34,28 +36,31 @@ class Compiler(Protocol):
         """Return *deployment*'s kept module compiled for the engine of today."""
 
     def is_current(self, deployment: Deployment) -> bool:
-        """Return whether *deployment*'s native code is stored, proved and made for the engine of today."""
+        """Return whether *deployment*'s native code is there, for the engine of today; who loads it will prove it."""
 
 
 class JobCompiler:
-    """``Compiler`` by precompile jobs; lives as long as the host."""
+    """``Compiler`` by precompile jobs, a bounded number at once; lives as long as the host."""
 
     def __init__(self, config: HostConfig, store: ArtifactStore) -> None:
         """Args: *config* limits the jobs and shapes the engine."""
         self._config = config
         self._store = store
+        self._jobs = asyncio.Semaphore(config.precompile.jobs or os.cpu_count() or 1)
         self._mark = fingerprint(EngineProfile.from_config(config))
 
     async def precompile(self, wasm: bytes, manifest: Manifest, on_progress: Callable[[str], None]) -> Compiled:
-        return _compiled(await precompile(wasm, manifest, self._config, self._store, on_progress=on_progress))
+        async with self._jobs:
+            return _compiled(await precompile(wasm, manifest, self._config, self._store, on_progress=on_progress))
 
     async def recompile(self, deployment: Deployment) -> Compiled:
-        return _compiled(await recompile(deployment.wasm_digest, deployment.manifest, self._config, self._store))
+        async with self._jobs:
+            return _compiled(await recompile(deployment.wasm_digest, deployment.manifest, self._config, self._store))
 
     def is_current(self, deployment: Deployment) -> bool:
         exports = {"", WIZER_EXPORT, deployment.manifest.preinit}
         keys = {native_key(deployment.wasm_digest, export, self._mark) for export in exports}
-        return deployment.artifact_key in keys and self._store.has_native(deployment.artifact_key)
+        return deployment.artifact_key in keys and self._store.keeps_native(deployment.artifact_key)
 
 
 def _compiled(made: Precompiled) -> Compiled:

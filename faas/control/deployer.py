@@ -1,10 +1,11 @@
-"""The deploy funnel: validate → compile → store → try on every worker → commit → serve, one deploy at a time."""
+"""The deploy funnel: validate → compile → store, side by side; try on every worker → commit → serve, one at a time."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -61,20 +62,38 @@ class Fleet(Protocol):
 
 class Deployer:
     """
-    Changes what is served; lives as long as the host. All its changes are serial.
+    Changes what is served; lives as long as the host. Modules are compiled side by side, all changes are serial.
 
     Before the commit a failure or a cancellation leaves nothing behind. After it the rest runs to its end, even if
     whoever asked is gone.
     """
 
-    def __init__(self, *, state: State, store: ArtifactStore, compiler: Compiler, fleet: Fleet, clock: Clock) -> None:
-        """Call ``restore`` before anything else."""
+    def __init__(
+        self,
+        *,
+        state: State,
+        store: ArtifactStore,
+        compiler: Compiler,
+        fleet: Fleet,
+        clock: Clock,
+        max_reserved: int,
+    ) -> None:
+        """
+        Call ``restore`` before anything else.
+
+        Args: *max_reserved* is how many instances of the host all functions together may reserve for themselves.
+        """
+        self._max_reserved = max_reserved
         self._state = state
         self._store = store
         self._compiler = compiler
         self._fleet = fleet
         self._clock = clock
         self._lock = asyncio.Lock()
+        # Files that are stored and in no version yet: those of so many deploys; no sweep may run meanwhile.
+        self._n_uncommitted = 0
+        self._sweeping = asyncio.Lock()
+        self._sweep_is_due = False
         self._active: dict[str, Deployment] = {}
         self._remaking: dict[str, asyncio.Task[None]] = {}
         self._failed: dict[str, tuple[float, Exception]] = {}  # key → (when to try again, what it met)
@@ -88,9 +107,10 @@ class Deployer:
         """
         async with self._lock:
             self._active = {d.function: d for d in await self._state.active_deployments()}
-            for deployment in tuple(self._active.values()):
-                if not await asyncio.to_thread(self._compiler.is_current, deployment):
-                    await self._renew(deployment)
+            stale = await asyncio.to_thread(
+                lambda: [d for d in self._active.values() if not self._compiler.is_current(d)]
+            )
+            await asyncio.gather(*map(self._renew, stale))
             await self._sweep()
             return self._table()
 
@@ -102,28 +122,45 @@ class Deployer:
         Raises: DeployError and whatever else stood in the way; the old version still serves then.
         """
         name = upload.manifest.name
-        async with self._lock:
-            began = self._clock.monotonic()
-            event(_logger, "deploy.began", function=name)
-            try:
+        began = self._clock.monotonic()
+        event(_logger, "deploy.began", function=name)
+        async with self._sweeping:
+            self._n_uncommitted += 1
+        try:
+            with self._refusable(name):
                 new = await self._build(upload, on_progress)
-                await self._try(new, on_progress)
-            except BaseException as exc:
-                reason = exc.message if isinstance(exc, FaasError) else type(exc).__name__
-                event(_logger, "deploy.refused", level=logging.WARNING, function=name, reason=reason)
+                await self._lock.acquire()
+            try:
+                with self._refusable(name):
+                    await self._try(new, on_progress)
+                deployment = await see_through(self._serve(new, on_progress))
+            finally:
+                self._lock.release()
+        finally:
+            self._n_uncommitted -= 1
+            if self._sweep_is_due:
                 await see_through(self._sweep())
-                raise
-            deployment = await see_through(self._serve(new, on_progress))
-            event(
-                _logger,
-                "deploy.done",
-                function=name,
-                version=deployment.version,
-                kind=deployment.kind.value,
-                wasm_digest=deployment.wasm_digest,
-                duration_ms=(self._clock.monotonic() - began) * 1000,
-            )
-            return deployment
+        event(
+            _logger,
+            "deploy.done",
+            function=name,
+            version=deployment.version,
+            kind=deployment.kind.value,
+            wasm_digest=deployment.wasm_digest,
+            duration_ms=(self._clock.monotonic() - began) * 1000,
+        )
+        return deployment
+
+    @contextmanager
+    def _refusable(self, name: str) -> Iterator[None]:
+        """Log what stands in the way of a deploy of *name*, and have what it stored removed."""
+        try:
+            yield
+        except BaseException as exc:
+            reason = exc.message if isinstance(exc, FaasError) else type(exc).__name__
+            event(_logger, "deploy.refused", level=logging.WARNING, function=name, reason=reason)
+            self._sweep_is_due = True
+            raise
 
     async def remove(self, name: str) -> None:
         """
@@ -183,7 +220,8 @@ class Deployer:
     async def _build(self, upload: Upload, on_progress: Callable[[str], None]) -> NewVersion:
         """Everything that needs no worker: routes, compile, store."""
         manifest = upload.manifest
-        await asyncio.to_thread(_refuse_large_table, {**self._active, manifest.name: _sized_like(manifest)})
+        await self._check_size(manifest)
+        self._check_reserved(manifest)
         refuse_conflicts(manifest.name, manifest.routes, await self._state.routes())
         bundle = b"" if upload.bundle is None else await asyncio.to_thread(upload.bundle.read_bytes)
         if bundle:
@@ -199,8 +237,26 @@ class Deployer:
             bundle_digest=await asyncio.to_thread(self._store.put_bundle, bundle) if bundle else "",
         )
 
+    async def _check_size(self, manifest: Manifest) -> None:
+        await asyncio.to_thread(_refuse_large_table, {**self._active, manifest.name: _sized_like(manifest)})
+
+    def _check_reserved(self, manifest: Manifest) -> None:
+        reserved = manifest.limits.reserved_concurrency
+        by_others = sum(
+            deployment.manifest.limits.reserved_concurrency
+            for name, deployment in self._active.items()
+            if name != manifest.name
+        )
+        if reserved and by_others + reserved > self._max_reserved:
+            raise ManifestError(
+                f"limits.reserved_concurrency is {reserved}, but of the {self._max_reserved} instances that may be "
+                f"reserved other functions have {by_others}; lower it, or raise pool.slots"
+            )
+
     async def _try(self, new: NewVersion, on_progress: Callable[[str], None]) -> None:
         """Let every worker load it and make a trial instance."""
+        self._check_reserved(new.manifest)
+        await self._check_size(new.manifest)  # again: others were deployed since, and from here on it is our turn
         on_progress("prepare")
         await self._fleet.prepare(
             Deployment(
@@ -216,11 +272,8 @@ class Deployer:
 
     async def _serve(self, new: NewVersion, on_progress: Callable[[str], None]) -> Deployment:
         """The commit, and what follows from it: nothing after the first line can be refused."""
-        try:
+        with self._refusable(new.manifest.name):
             deployment = await self._state.add_version_and_activate(new)
-        except FaasError:
-            await self._sweep()
-            raise
         on_progress("activate")
         self._active[deployment.function] = deployment
         await self._fleet.activate(self._table())
@@ -273,14 +326,22 @@ class Deployer:
         event(_logger, "artifact.remade", function=deployment.function, version=deployment.version)
 
     async def _sweep(self) -> None:
-        """Remove files that no version needs; what can't be removed now goes with the next sweep."""
-        try:
-            keep = await self._state.references()
-            await asyncio.to_thread(
-                self._store.remove_unreferenced, keep.wasm_digests, keep.artifact_keys, keep.bundle_digests
-            )
-        except (OSError, StateError) as exc:
-            exception(_logger, "store.sweep_failed", exc)
+        """
+        Remove files that no version needs; what can't be removed now goes with the next sweep.
+
+        While a deploy has files in no version yet, nothing is removed: the last such deploy sweeps when it ends.
+        """
+        async with self._sweeping:
+            self._sweep_is_due = self._n_uncommitted > 0
+            if self._sweep_is_due:
+                return
+            try:
+                keep = await self._state.references()
+                await asyncio.to_thread(
+                    self._store.remove_unreferenced, keep.wasm_digests, keep.artifact_keys, keep.bundle_digests
+                )
+            except (OSError, StateError) as exc:
+                exception(_logger, "store.sweep_failed", exc)
 
 
 def _sized_like(manifest: Manifest) -> Deployment:

@@ -9,7 +9,7 @@ import secrets
 from typing import Protocol
 
 from faas.control.deployer import see_through
-from faas.errors import BadRequestError
+from faas.errors import KeyTakenError
 from faas.log import event
 from faas.state.base import KeyEntry, State
 from faas.wire.messages import ApiKey
@@ -53,10 +53,10 @@ class KeyRing:
         """
         Make a key, which every worker takes when this returns; its text is returned and kept nowhere.
 
-        Raises: BadRequestError if a key has that name.
+        Raises: KeyTakenError if a key has that name, or none may have it.
         """
         if name == ANONYMOUS:
-            raise BadRequestError(f"{name!r} is how requests without a key are counted; choose another name")
+            raise KeyTakenError(f"{name!r} is how requests without a key are counted; choose another name")
         text = "faas-" + secrets.token_urlsafe(KEY_BYTES)
         entry = KeyEntry(
             name=name, sha256=hashlib.sha256(text.encode()).hexdigest(), tokens_per_minute=tokens_per_minute
@@ -68,7 +68,7 @@ class KeyRing:
         """
         Forget the key *name*; no worker takes it when this returns.
 
-        Raises: BadRequestError if there is none.
+        Raises: KeyNotFoundError if there is none.
         """
         async with self._lock:
             await see_through(self._remove(name))

@@ -154,7 +154,12 @@ async def _running(config: HostConfig) -> AsyncIterator[RunningHost]:
             on_gone=counts.retire,
         )
         deployer = Deployer(
-            state=state, store=store, compiler=JobCompiler(config, store), fleet=supervisor, clock=clock
+            state=state,
+            store=store,
+            compiler=JobCompiler(config, store),
+            fleet=supervisor,
+            clock=clock,
+            max_reserved=config.max_reserved_concurrency,
         )
         keys = KeyRing(state, supervisor)
         models = ModelRegistry(config, state=state, server=model_server, fleet=supervisor, missing=missing)

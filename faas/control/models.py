@@ -22,7 +22,7 @@ from faas.control.deployer import see_through
 from faas.errors import BadRequestError, FaasError, ModelFileError, ModelOverBudgetError, StateError
 from faas.log import event
 from faas.manifest import Manifest
-from faas.modelserver.gguf import digest_of, read_gguf
+from faas.modelserver.gguf import digest_of, read_gguf, unreadable
 from faas.state.base import FileMark, ModelEntry, State
 from faas.wire.messages import Models
 
@@ -168,11 +168,12 @@ class ModelRegistry:
             self._fingerprinting.cancel()
             await asyncio.gather(self._fingerprinting, return_exceptions=True)
 
-    async def add(self, name: str, path: Path) -> KnownModel:
+    async def add(self, name: str, path: Path, on_hashed: Callable[[int], None] | None = None) -> KnownModel:
         """
         Register the GGUF at *path* as *name*; it can be used when this returns.
 
         The same content under another path moves the name there.
+        Args: *on_hashed* hears on the loop how many bytes of the file are hashed, now and then.
         Raises: ModelFileError, ModelOverBudgetError; BadRequestError if the name has other content, or is a setting.
         """
         async with self._lock:
@@ -182,7 +183,7 @@ class ModelRegistry:
                     "choose another name, or restart without that setting"
                 )
             model = await self._examined(name, path, Source.REGISTERED)
-            digest = model.digest or await self._fingerprint(path)
+            digest = model.digest or await self._fingerprint(path, on_hashed)
             there = self._registered.get(name)
             if there is not None and there.digest != digest:
                 raise BadRequestError(
@@ -273,10 +274,10 @@ class ModelRegistry:
             n_ctx_train=facts.n_ctx_train,
         )
 
-    async def _fingerprint(self, path: Path) -> str:
+    async def _fingerprint(self, path: Path, on_hashed: Callable[[int], None] | None = None) -> str:
         """Return the SHA-256 of the file's content, and remember it; raises ModelFileError, StateError."""
         mark = await asyncio.to_thread(mark_of, path)
-        digest = await asyncio.to_thread(digest_of, path)
+        digest = await asyncio.to_thread(digest_of, path, on_read=_from_thread(on_hashed) if on_hashed else None)
         await self._state.keep_fingerprint(mark, digest)
         return digest
 
@@ -296,6 +297,16 @@ class ModelRegistry:
                 self._settings[model.name] = known
 
 
+def _from_thread(hear: Callable[[int], None]) -> Callable[[int], None]:
+    """Return what calls *hear* on the running loop, from another thread."""
+    loop = asyncio.get_running_loop()
+
+    def tell(n: int) -> None:
+        loop.call_soon_threadsafe(hear, n)
+
+    return tell
+
+
 class FileFacts(msgspec.Struct, frozen=True):
     """What the header of a model's file says."""
 
@@ -308,9 +319,10 @@ def examine(path: Path, backend: str = "llama") -> FileFacts:
     """Return what the file is; raises ModelFileError if it is no GGUF, truncated or unreadable."""
     try:
         regular = stat.S_ISREG(path.stat().st_mode)
-    except (OSError, ValueError) as exc:
-        said = exc.strerror if isinstance(exc, OSError) else exc
-        raise ModelFileError(f"can't read {path}: {said}; check the path") from exc
+    except OSError as exc:
+        raise unreadable(path, exc) from exc
+    except ValueError as exc:
+        raise ModelFileError(f"can't read {path}: {exc}; check the path") from exc
     if not regular:
         raise ModelFileError(f"{path} is no regular file; give the path of a GGUF file")  # a pipe would be waited for
     if backend == "fake":  # its models are JSON (faas.testing.fake_backend), which it reads itself
@@ -335,5 +347,5 @@ def mark_of(path: Path) -> FileMark:
     try:
         found = path.stat()
     except OSError as exc:
-        raise ModelFileError(f"can't read {path}: {exc.strerror}; check the path") from exc
+        raise unreadable(path, exc) from exc
     return FileMark(path=str(path), bytes=found.st_size, mtime_ns=found.st_mtime_ns)

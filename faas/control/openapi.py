@@ -46,6 +46,8 @@ class Endpoint(msgspec.Struct, frozen=True):
     public: bool = False
     """True: answers without a token."""
     upload: bool = False
+    events: tuple[type[msgspec.Struct], ...] = ()
+    """What it answers line by line instead, to a caller that accepts NDJSON."""
     body: type[msgspec.Struct] | None = None
     """The struct that the request's JSON carries."""
     refusals: dict[int, str] = {}
@@ -73,6 +75,7 @@ ENDPOINTS = (
         status=201,
         content={JSON: views.DeploymentView},
         upload=True,
+        events=(views.ProgressEvent, views.DoneEvent, views.FailedEvent),
         refusals={
             400: "The request is not the documented form.",
             409: "Another function answers on one of the routes.",
@@ -140,6 +143,7 @@ ENDPOINTS = (
         status=201,
         content={JSON: views.ModelView},
         body=views.AddModel,
+        events=(views.HashingEvent, views.ModelAddedEvent, views.FailedEvent),
         refusals={
             400: "The request is not the documented form, or the name is another model's.",
             422: "The file is no GGUF, truncated or unreadable.",
@@ -169,7 +173,7 @@ ENDPOINTS = (
         status=201,
         content={JSON: views.NewKey},
         body=views.AddKey,
-        refusals={400: "The request is not the documented form, or the name is taken."},
+        refusals={400: "The request does not have the documented form.", 409: "The name is taken."},
     ),
     Endpoint(
         "DELETE",
@@ -177,7 +181,7 @@ ENDPOINTS = (
         "remove_key",
         "Remove a key; the answer comes when no worker takes it.",
         status=204,
-        refusals={400: "No such key."},
+        refusals={404: "No such key."},
     ),
     Endpoint(
         "GET", "/metrics", "metrics", "Counters in Prometheus' text format.", content={PROMETHEUS: None}, public=True
@@ -189,7 +193,8 @@ def openapi_document(endpoints: tuple[Endpoint, ...] = ENDPOINTS) -> dict[str, A
     """Return the OpenAPI document of *endpoints*, as plain dicts and lists."""
     structs = {struct for endpoint in endpoints for struct in endpoint.content.values() if struct is not None}
     structs |= {endpoint.body for endpoint in endpoints if endpoint.body is not None}
-    structs |= {views.ProgressEvent, views.DoneEvent, views.FailedEvent, views.Problem, Manifest}
+    structs |= {event for endpoint in endpoints for event in endpoint.events}
+    structs |= {views.Problem, Manifest}
     ordered = sorted(structs, key=lambda struct: str(struct.__name__))
     _, components = msgspec.json.schema_components(ordered, ref_template="#/components/schemas/{name}")
     paths: dict[str, Any] = {}
@@ -218,14 +223,11 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
     if content:
         answer["content"] = content
     responses: dict[str, Any] = {str(endpoint.status): answer}
-    if endpoint.upload:
+    if endpoint.events:
+        done = endpoint.events[-2].__struct_config__.tag
         responses["200"] = {
-            "description": f"With `Accept: {NDJSON}`: one event a line; the last one is `done` or `failed`.",
-            "content": {
-                NDJSON: {
-                    "schema": {"oneOf": [_ref(views.ProgressEvent), _ref(views.DoneEvent), _ref(views.FailedEvent)]}
-                }
-            },
+            "description": f"With `Accept: {NDJSON}`: one event a line; the last one is `{done}` or `failed`.",
+            "content": {NDJSON: {"schema": {"oneOf": [_ref(event) for event in endpoint.events]}}},
         }
     refusals = (
         dict(endpoint.refusals) if endpoint.public else {401: "The token is missing or wrong.", **endpoint.refusals}

@@ -1,11 +1,14 @@
-"""Counters of all workers, and of the model server, added up; they survive the death of who counted."""
+"""Counters of all workers, and of the model server, added up, and what limits have left; who counted may die."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
+from faas.bucket import TokenBucket
+from faas.clock import Clock
 from faas.invocation import Outcome
-from faas.wire.messages import Stats
+from faas.wire.messages import Spending, Spent, Stats
 from faas.wire.models import ModelStats
 
 Counters = dict[str, float]
@@ -55,6 +58,50 @@ class Counts:
     def gauges(self) -> dict[int, dict[str, float]]:
         """Return the gauges of each living worker."""
         return {worker: dict(stats.gauges) for worker, stats in sorted(self._live.items())}
+
+
+class Ledger:
+    """
+    The token buckets of the whole host, by function or ``key:NAME``; lives as long as it.
+
+    Workers keep copies and admit by them; this one is for workers that start later.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        """Begin with every bucket full."""
+        self._clock = clock
+        self._buckets: dict[str, TokenBucket] = {}
+        self._held: dict[int, dict[str, int]] = {}
+
+    def report(self, worker: int, spent: Spent) -> Spent:
+        """Take what *worker* spent; return what all others must hear."""
+        held = self._held.setdefault(worker, {})
+        for name, spending in spent.names.items():
+            held[name] = spending.n_held
+            if not spending.n_held:
+                del held[name]
+        return self._take({name: (s.n_tokens, s.tokens_per_minute) for name, s in spent.names.items()})
+
+    def retire(self, worker: int) -> Spent:
+        """Give back what *worker* held: it is gone, and its prompts with it; return what all others must hear."""
+        held = self._held.pop(worker, {})
+        return self._take({name: (-n_held, self._buckets[name].per_minute) for name, n_held in held.items()})
+
+    def snapshot(self) -> Spent:
+        """Return what is missing in each bucket that is not full, for a worker whose buckets all are."""
+        now = self._clock.monotonic()
+        missing = {name: math.ceil(bucket.per_minute - bucket.level(now)) for name, bucket in self._buckets.items()}
+        return Spent({name: Spending(n, self._buckets[name].per_minute) for name, n in missing.items() if n > 0})
+
+    def _take(self, changes: Mapping[str, tuple[int, int]]) -> Spent:
+        now = self._clock.monotonic()
+        for name, (n_tokens, per_minute) in changes.items():
+            bucket = self._buckets.get(name)
+            if bucket is None:
+                bucket = self._buckets[name] = TokenBucket(per_minute, now)
+            bucket.limit(per_minute, now)
+            bucket.take(n_tokens, now)
+        return Spent({name: Spending(*change) for name, change in changes.items() if change[0]})
 
 
 class ModelCounts:

@@ -24,6 +24,7 @@ import msgspec
 from faas.clock import Clock
 from faas.config import HostConfig
 from faas.control.process import BACK_OFF_S, HEALTHY_S, ChildProcess, Spawn, first, spawn_module
+from faas.control.stats import Ledger
 from faas.errors import FaasError, InternalError, PeerGoneError, ProtocolError, WireError, WorkerLostError
 from faas.invocation import Deployment
 from faas.log import event, exception
@@ -44,6 +45,8 @@ from faas.wire.messages import (
     Prepare,
     Prepared,
     Ready,
+    Spending,
+    Spent,
     Stats,
     Table,
 )
@@ -98,6 +101,8 @@ class _Worker:
         self.greeted = asyncio.Event()
         self.hung_up = asyncio.Event()
         self.pending: dict[int, asyncio.Future[Prepared]] = {}
+        self.untold: dict[str, Spending] = {}
+        self.teller: asyncio.Task[None] | None = None
 
 
 class ModelAccess(msgspec.Struct, frozen=True):
@@ -162,6 +167,7 @@ class Supervisor:
         self._table = Table(generation=0, deployments=())
         self._models = Models(names=())
         self._keys = Keys(keys=())
+        self._ledger = Ledger(clock)
         self._workers = [_Worker(index) for index in range(config.n_workers)]
         self._keepers: list[asyncio.Task[None]] = []
         self._chores: set[asyncio.Task[None]] = set()
@@ -398,6 +404,7 @@ class Supervisor:
         )
         worker.pid = 0
         self._on_gone(worker.index)
+        self._share(worker, self._ledger.retire(worker.index))
         self._notify()
         return served
 
@@ -441,6 +448,8 @@ class Supervisor:
             worker.channel = channel
             worker.greeted.set()
             channel.send_nowait(self._table)
+            worker.untold, worker.teller = {}, None  # all of it is in the snapshot
+            channel.send_nowait(self._ledger.snapshot())
             channel.send_nowait(self._models)
             channel.send_nowait(self._keys)
             if self._draining:
@@ -492,6 +501,8 @@ class Supervisor:
                 self._on_lines(by_function)
             case Stats():
                 self._on_stats(worker.index, message)
+            case Spent():
+                self._share(worker, self._ledger.report(worker.index, message))
             case Hello():
                 raise ProtocolError("a worker says hello once")
 
@@ -509,6 +520,29 @@ class Supervisor:
             problem = to_problem(InternalError("making the artifact again failed; the host's log has the traceback"))
         if channel is not None and worker.channel is channel:
             self._tell(worker, ArtifactReady(id=message.id, problem=problem))
+
+    def _share(self, spender: _Worker, spent: Spent) -> None:
+        """Have every other worker know of *spent*, soon."""
+        for worker in self._workers:
+            if worker is spender or worker.channel is None or not spent.names:
+                continue
+            for name, spending in spent.names.items():
+                before = worker.untold.get(name)
+                n_before = before.n_tokens if before is not None else 0
+                worker.untold[name] = Spending(n_before + spending.n_tokens, spending.tokens_per_minute)
+            if worker.teller is None or worker.teller.done():
+                worker.teller = asyncio.create_task(self._tell_spent(worker, worker.channel))
+                self._chores.add(worker.teller)
+                worker.teller.add_done_callback(self._chores.discard)
+
+    async def _tell_spent(self, worker: _Worker, channel: Channel[FromWorker]) -> None:
+        """Tell *worker* what it has not heard yet; what comes while it is slow to read is added up, not queued."""
+        try:
+            while worker.channel is channel and worker.untold:
+                untold, worker.untold = worker.untold, {}
+                await channel.send(Spent(untold))
+        except PeerGoneError:
+            return  # its replacement begins with the ledger's snapshot
 
     async def _ask(self, worker: _Worker, deployment: Deployment, timeout_s: float) -> Prepared | None:
         """Return *worker*'s answer; None if it died, or hung and was killed."""

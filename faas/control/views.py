@@ -127,6 +127,18 @@ class Models(msgspec.Struct, frozen=True):
     server: ModelServerView
 
 
+class HashingEvent(msgspec.Struct, frozen=True, tag_field="event", tag="hashing"):
+    """So many bytes of a model's file are hashed."""
+
+    done_bytes: int
+
+
+class ModelAddedEvent(msgspec.Struct, frozen=True, tag_field="event", tag="added"):
+    """The last line of an addition: the model can be used."""
+
+    model: ModelView
+
+
 class AddModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Register the GGUF at this absolute path of the host's machine; it is referred to, not copied."""
 
@@ -178,7 +190,7 @@ class DoneEvent(msgspec.Struct, frozen=True, tag_field="event", tag="done"):
 
 
 class FailedEvent(msgspec.Struct, frozen=True, tag_field="event", tag="failed"):
-    """The last line of a deploy that was refused; ``problem`` is an RFC 9457 document."""
+    """The last line of what was refused; ``problem`` is an RFC 9457 document."""
 
     problem: dict[str, Any]
 

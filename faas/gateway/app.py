@@ -17,6 +17,7 @@ from aiohttp import hdrs, web
 
 from faas.clock import Clock
 from faas.errors import (
+    BusyError,
     ClientGoneError,
     DeadlineExceededError,
     FaasError,
@@ -172,7 +173,7 @@ class Gateway:
         try:
             if not self._admission.try_acquire(permits):
                 await self._admission.acquire(permits)
-        except OverloadedError as exc:
+        except BusyError as exc:
             return self._failed(call, exc)
         if call.with_body and call.request.body_exists:
             self._with_bodies.add(call)
@@ -180,7 +181,7 @@ class Gateway:
             call.admitted = time.perf_counter()
             return await self._run(call)
         finally:
-            self._admission.release(permits)
+            self._admission.release(permits, time.perf_counter() - call.admitted)
             self._with_bodies.discard(call)
 
     async def _run(self, call: Call) -> web.StreamResponse:
@@ -190,11 +191,14 @@ class Gateway:
         response: web.StreamResponse | None = None
         try:
             async with asyncio.timeout_at(deadline):
-                template = served.template or await self._table.load(served)
-                if served.deployment.kind is Kind.COMMAND:
-                    response = await serve_command(call, self._runtime, template, self._models, self._server_port)
-                else:
-                    response = await serve_reactor(call, self._runtime, template, self._models, deadline)
+                code = self._table.try_acquire(served) or await self._table.acquire(served)
+                try:
+                    if served.deployment.kind is Kind.COMMAND:
+                        response = await serve_command(call, self._runtime, code, self._models, self._server_port)
+                    else:
+                        response = await serve_reactor(call, self._runtime, code, self._models, deadline)
+                finally:
+                    self._table.release(code)
                 # Sent here, so that a client that does not read holds its own function's permit, and not for ever.
                 if not response.prepared:
                     self._mark(response)

@@ -16,11 +16,11 @@ from faas.errors import (
 )
 from faas.gateway import cgi
 from faas.gateway.call import MAX_LOG_LINE_BYTES, Call, Output, RequestBody, break_connection
+from faas.gateway.code import Code
 from faas.gateway.models import ModelGate
 from faas.wasi.context import GuestExit, WasiContext
 from faas.wasi.streams import EmptyInput, InputStream, LineOutput
 from faas.wasm.runtime import Runtime
-from faas.wasm.template import Template
 
 SOFTWARE = f"faas/{__version__}"
 
@@ -144,7 +144,7 @@ class _Reply:
 
 
 async def serve_command(
-    call: Call, runtime: Runtime, template: Template, models: ModelGate, server_port: int
+    call: Call, runtime: Runtime, code: Code, models: ModelGate, server_port: int
 ) -> web.StreamResponse:
     """
     Run a command for one request and return its response, prepared already if it was streamed.
@@ -189,14 +189,14 @@ async def serve_command(
         stdin=stdin,
         stdout=output,
         stderr=stderr,
-        bundle=served.bundle,
+        bundle=code.bundle,
         tmp_bytes=limits.tmp_bytes,
         clock=call.clock,
     )
     fiber = runtime.fiber(wasi, memory_limit_bytes=limits.memory_bytes, cpu_limit_s=limits.cpu_s, on_pause=reply.pause)
     fiber.nn = models.context(call, timeout_s=limits.timeout_s, stdout=output, flush=reply.pause)
     try:
-        await fiber.instantiate(template)
+        await fiber.instantiate(code.template)
         call.started = time.perf_counter()
         try:
             await fiber.call(b"_start")

@@ -1,54 +1,49 @@
-"""The live table: which deployment answers on which route, and the loaded code of each."""
+"""The live table: which deployment answers on which route, and the code that it runs."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import math
+from collections.abc import Iterable
 
-from faas.artifacts.bundle import read_bundle
-from faas.artifacts.store import ArtifactStore
 from faas.clock import SystemClock
 from faas.errors import (
-    ArtifactError,
     DeadlineExceededError,
     FaasError,
     GuestTrapError,
     InvocationError,
     StartFailedError,
 )
-from faas.gateway.admission import Permits
+from faas.gateway.admission import Admission, Permits
+from faas.gateway.code import Code, CodeCache, code_key
 from faas.invocation import Deployment
-from faas.routes import Route, RouteTable
+from faas.routes import Route, RouteTable, parse_route
 from faas.wasi.context import GuestExit, WasiContext
-from faas.wasi.files import BundleTree
 from faas.wasi.streams import DiscardedOutput, EmptyInput
 from faas.wasm.runtime import Runtime
-from faas.wasm.template import Template
 
 
 class Served:
     """
-    One deployment as this worker serves it; its code is loaded at the first use.
+    One deployment as this worker serves it; its code comes and goes (``CodeCache``).
 
     Lives as long as the live table or a request in flight refers to it.
     """
 
-    __slots__ = ("bundle", "deployment", "headers", "loading", "name", "permits", "template", "version")
+    __slots__ = ("code_key", "deployment", "headers", "name", "permits", "version")
+    permits: Permits  # from the moment it is served
 
     def __init__(self, deployment: Deployment) -> None:
         self.deployment = deployment
         self.name = deployment.function
         self.version = deployment.version
-        self.permits = Permits(deployment.manifest.limits.max_concurrency)
-        self.template: Template | None = None
-        self.bundle: BundleTree | None = None
-        self.loading: asyncio.Task[None] | None = None
+        self.code_key = code_key(deployment)
         self.headers = {"X-Faas-Function": deployment.function, "X-Faas-Version": str(deployment.version)}
 
 
 class LiveTable:
     """
-    What this worker serves right now; ``replace`` changes all of it by one assignment.
+    What this worker serves right now; ``replace`` changes all of it between two requests.
 
     Requests in flight keep the ``Served`` they began with.
     """
@@ -56,25 +51,25 @@ class LiveTable:
     def __init__(
         self,
         runtime: Runtime,
-        artifacts: ArtifactStore,
-        repair: Callable[[Deployment], Awaitable[None]],
+        code: CodeCache,
+        admission: Admission,
         *,
+        n_workers: int,
         start_timeout_s: float,
     ) -> None:
-        """Args: *repair* asks the control process to compile a deployment's artifact again; it raises FaasError."""
+        """
+        Args: *n_workers* share what a manifest gives its function; *start_timeout_s* is what a trial instance's start
+        function may take.
+        """
         self._runtime = runtime
-        self._artifacts = artifacts
-        self._repair = repair
+        self._code = code
+        self._admission = admission
+        self._n_workers = n_workers
         self._start_timeout_s = start_timeout_s
         self.generation = 0
         self._by_version: dict[tuple[str, int], Served] = {}
         self._prepared: dict[tuple[str, int], Served] = {}
-        self._routes: RouteTable[Served] = RouteTable([])
-
-    @property
-    def n_loaded(self) -> int:
-        """How many served deployments have their code in memory."""
-        return sum(served.template is not None for served in self._by_version.values())
+        self._routes: RouteTable[Served] = RouteTable()
 
     def match(self, method: str, path: str) -> tuple[Served, dict[str, str], Route]:
         """
@@ -95,43 +90,47 @@ class LiveTable:
             if known is None or known.deployment.artifact_key != deployment.artifact_key:
                 known = Served(deployment)
             by_version[key] = known
-        routes = RouteTable(
-            [(route, served) for served in by_version.values() for route in served.deployment.manifest.routes]
-        )
+        # What stays is not touched: with thousands of functions, one deploy must not hold up everybody's requests.
+        fresh = [served for key, served in by_version.items() if self._by_version.get(key) is not served]
+        for served in fresh:
+            served.permits = self._permits_of(served.deployment)
+        for name in {name for name, _ in self._by_version} - {name for name, _ in by_version}:
+            self._admission.forget(name)
+        gone = _routes_of(served for key, served in self._by_version.items() if by_version.get(key) is not served)
+        for route, served in gone:
+            self._routes.remove(route, served)
+        for route, served in _routes_of(fresh):
+            self._routes.add(route, served)
         self._prepared.clear()  # deploys come one at a time: whatever else was prepared has failed
-        self.generation, self._by_version, self._routes = generation, by_version, routes
+        self._code.keep_only({served.code_key for served in by_version.values()})
+        self.generation, self._by_version = generation, by_version
 
-    async def load(self, served: Served) -> Template:
+    def _permits_of(self, deployment: Deployment) -> Permits:
+        limits = deployment.manifest.limits
+        return self._admission.configure(
+            deployment.function,
+            limit=math.ceil(limits.max_concurrency / self._n_workers),
+            reserved=math.ceil(limits.reserved_concurrency / self._n_workers),
+            weight=limits.weight,
+            max_queue=None if limits.max_queue is None else math.ceil(limits.max_queue / self._n_workers),
+            queue_timeout_s=limits.queue_timeout_s,
+        )
+
+    def try_acquire(self, served: Served) -> Code | None:
+        """Return *served*'s code, in use until ``release``; None if it has to be loaded first."""
+        return self._code.try_acquire(served.code_key)
+
+    async def acquire(self, served: Served) -> Code:
         """
-        Return the deployment's code, loading it if this is its first use.
+        Return *served*'s code, loaded if need be, in use until ``release``.
 
         Raises: ArtifactError, or what the control process said when it could not compile it again.
         """
-        if served.template is None:
-            if served.loading is None:
-                served.loading = asyncio.create_task(self._load(served))
-            # Shielded: the first request may be cancelled, those that wait with it must not be.
-            await asyncio.shield(served.loading)
-        assert served.template is not None
-        return served.template
+        return await self._code.acquire(served.deployment)
 
-    async def _load(self, served: Served) -> None:
-        try:
-            try:
-                await asyncio.to_thread(self._load_now, served)
-            except ArtifactError:
-                await self._repair(served.deployment)
-                await asyncio.to_thread(self._load_now, served)
-        finally:
-            served.loading = None
-
-    def _load_now(self, served: Served) -> None:
-        deployment = served.deployment
-        with self._artifacts.sealed_native(deployment.artifact_key) as native:
-            template = self._runtime.load(native)
-        if deployment.bundle_digest:
-            served.bundle = BundleTree(read_bundle(self._artifacts.bundle_path(deployment.bundle_digest)))
-        served.template = template
+    def release(self, code: Code) -> None:
+        """End one use of *code*; who still runs it keeps a reference."""
+        self._code.release(code)
 
     async def prepare(self, deployment: Deployment) -> None:
         """
@@ -139,8 +138,14 @@ class LiveTable:
 
         Raises: StartFailedError, ArtifactError, UnknownImportsError.
         """
-        served = Served(deployment)
-        template = await self.load(served)
+        code = await self._code.acquire(deployment)
+        try:
+            await self._try(deployment, code)
+        finally:
+            self._code.release(code)
+        self._prepared[deployment.function, deployment.version] = Served(deployment)
+
+    async def _try(self, deployment: Deployment, code: Code) -> None:
         limits = deployment.manifest.limits
         wasi = WasiContext(
             args=[],
@@ -148,14 +153,14 @@ class LiveTable:
             stdin=EmptyInput(),
             stdout=DiscardedOutput(),
             stderr=DiscardedOutput(),
-            bundle=served.bundle,
+            bundle=code.bundle,
             tmp_bytes=limits.tmp_bytes,
             clock=SystemClock(),
         )
         fiber = self._runtime.fiber(wasi, memory_limit_bytes=limits.memory_bytes, cpu_limit_s=self._start_timeout_s)
         try:
             async with asyncio.timeout(self._start_timeout_s):
-                await fiber.instantiate(template)
+                await fiber.instantiate(code.template)
         except (TimeoutError, DeadlineExceededError) as exc:
             raise StartFailedError(
                 f"the module's start function did not end within {self._start_timeout_s:g} s; "
@@ -167,7 +172,10 @@ class LiveTable:
             raise StartFailedError(f"no instance could be made: {_reason(exc)}") from exc
         finally:
             fiber.close()
-        self._prepared[deployment.function, deployment.version] = served
+
+
+def _routes_of(several: Iterable[Served]) -> list[tuple[Route, Served]]:
+    return [(parse_route(text), served) for served in several for text in served.deployment.manifest.routes]
 
 
 def _reason(exc: FaasError) -> str:

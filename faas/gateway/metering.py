@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 
+from faas.bucket import TokenBucket
 from faas.clock import Clock
-from faas.errors import QuotaExceededError
+from faas.errors import PeerGoneError, QuotaExceededError
+from faas.wire.messages import Spending, Spent
 
 BYTES_PER_TOKEN = 4
 """A rough guess, used only until the model server says how many tokens a prompt really has."""
+REPORT_S = 0.1
+"""Between two reports of what was spent: so long the other workers may go on spending what is gone already."""
 
 
 class Meter:
@@ -18,13 +24,17 @@ class Meter:
     A name is a function's, or ``key:NAME`` for an API key. A limit is a token bucket that holds one minute's worth:
     who has any left may begin, and what a request takes beyond it is a debt that the next one waits for. So a
     generation that has begun is never cut off, and a prompt larger than the limit is served from a full bucket.
+    Limits hold for all workers together: each keeps a copy of every bucket, and they tell each other what they take
+    (``report``, ``spent_elsewhere``).
     Thread: the loop's only.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._counters: dict[str, dict[str, float]] = {}
-        self._buckets: dict[str, _Bucket] = {}
+        self._accounts: dict[str, _Account] = {}
+        self._changed: dict[str, _Account] = {}
+        self._spent = asyncio.Event()
 
     def begin(self, name: str, *, tokens_per_minute: int = 0, n_prompt_bytes: int = 0) -> Charge:
         """
@@ -34,71 +44,111 @@ class Meter:
         together don't all pass on the same last token. ``tokens_per_minute`` 0 means no limit.
         Raises: QuotaExceededError with the time after which the bucket has something in it again.
         """
-        bucket: _Bucket | None = None
+        account: _Account | None = None
         if tokens_per_minute > 0:
             now = self._clock.monotonic()
-            bucket = self._buckets.get(name)
-            if bucket is None:
-                bucket = self._buckets[name] = _Bucket(tokens_per_minute, now)
-            bucket.refill(tokens_per_minute, now)
-            if bucket.level < 1:
+            account = self._account(name, tokens_per_minute, now)
+            bucket = account.bucket
+            if bucket.per_minute != tokens_per_minute:
+                bucket.limit(tokens_per_minute, now)
+            if bucket.level(now) < 1:
                 raise QuotaExceededError(
                     f"{name} has used its {tokens_per_minute} tokens per minute; try again later",
-                    retry_after_s=bucket.wait_s(),
+                    retry_after_s=bucket.wait_s(now),
                     tokens_per_minute=tokens_per_minute,
                 )
         counters = self._counters.get(name)
         if counters is None:
             counters = self._counters[name] = {"prompt_tokens": 0, "generated_tokens": 0, "model_requests": 0}
         counters["model_requests"] += 1
-        return Charge(counters, bucket, max(1, n_prompt_bytes // BYTES_PER_TOKEN))
+        return Charge(counters, account, max(1, n_prompt_bytes // BYTES_PER_TOKEN))
 
-    def spent_elsewhere(self, name: str, n_tokens: int) -> None:
-        """Take from the bucket of *name* what other workers spent on it; the counters stay this worker's own."""
-        bucket = self._buckets.get(name)
-        if bucket is not None:
-            bucket.level -= n_tokens
+    def spent_elsewhere(self, spent: Spent) -> None:
+        """
+        Take from the buckets what other workers took; the counters stay this worker's own.
+
+        A name that was never used here gets its bucket now, so that its first request here finds the level it has
+        everywhere.
+        """
+        now = self._clock.monotonic()
+        for name, spending in spent.names.items():
+            self._account(name, spending.tokens_per_minute, now).bucket.take(spending.n_tokens, now)
+
+    def take_unreported(self) -> Spent:
+        """Return what this worker took from the buckets since the last call."""
+        self._spent.clear()
+        changed, self._changed = self._changed, {}
+        return Spent({name: account.take_unreported() for name, account in changed.items()})
+
+    async def report(
+        self, send: Callable[[Spent], Awaitable[None]], sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
+        """
+        Send what is taken: at once after a pause, then every ``REPORT_S`` for as long as something is taken.
+
+        Ends when the control process is gone: then there is nobody to tell, and this worker is about to end.
+        Args: *sleep* is there for tests.
+        """
+        while True:
+            await self._spent.wait()
+            try:
+                await send(self.take_unreported())
+            except PeerGoneError:
+                return
+            await sleep(REPORT_S)
 
     def stats(self) -> dict[str, dict[str, float]]:
         """Return the counters of each name as they are now, cumulative: what ``Stats.functions`` wants added."""
         return {name: dict(counters) for name, counters in self._counters.items()}
 
+    def _account(self, name: str, tokens_per_minute: int, now: float) -> _Account:
+        account = self._accounts.get(name)
+        if account is None:
+            account = _Account(TokenBucket(tokens_per_minute, now), self._clock, lambda: self._note(name))
+            self._accounts[name] = account
+        return account
+
+    def _note(self, name: str) -> None:
+        self._changed[name] = self._accounts[name]
+        self._spent.set()
+
 
 class Charge:
     """What one admitted request spends; lives from ``Meter.begin`` to ``close``, its sums stay readable."""
 
-    __slots__ = ("_bucket", "_counters", "_held", "n_generated_tokens", "n_prompt_tokens")
+    __slots__ = ("_account", "_counters", "_held", "n_generated_tokens", "n_prompt_tokens")
 
-    def __init__(self, counters: dict[str, float], bucket: _Bucket | None, n_held: int) -> None:
+    def __init__(self, counters: dict[str, float], account: _Account | None, n_held: int) -> None:
         self._counters = counters
-        self._bucket = bucket
+        self._account = account
         self.n_prompt_tokens = 0
         self.n_generated_tokens = 0
-        self._held = n_held if bucket is not None else 0
-        if bucket is not None:
-            bucket.level -= n_held
+        self._held = 0
+        if account is not None:
+            self._held = n_held
+            account.take(n_held, n_held=n_held)
 
     def prompt(self, n_tokens: int) -> None:
         """Spend the tokens of a prompt; the estimate held for it goes back."""
         self.n_prompt_tokens += n_tokens
         self._counters["prompt_tokens"] += n_tokens
-        if self._bucket is not None:
+        if self._account is not None:
             returned = min(self._held, n_tokens)
             self._held -= returned
-            self._bucket.level -= n_tokens - returned
+            self._account.take(n_tokens - returned, n_held=-returned)
 
     def generated(self, n_tokens: int) -> None:
         """Spend tokens as they come."""
         self.n_generated_tokens += n_tokens
         self._counters["generated_tokens"] += n_tokens
-        if self._bucket is not None:
-            self._bucket.level -= n_tokens
+        if self._account is not None:
+            self._account.take(n_tokens)
 
     def close(self) -> None:
         """Give back what was held and not spent. Safe to call more than once."""
-        if self._bucket is not None:
-            self._bucket.level += self._held
-            self._held = 0
+        if self._account is not None and self._held:
+            returned, self._held = self._held, 0
+            self._account.take(-returned, n_held=-returned)
 
     def __enter__(self) -> Charge:
         return self
@@ -109,22 +159,31 @@ class Charge:
         self.close()
 
 
-class _Bucket:
-    """The tokens that one name may still spend; negative is debt."""
+class _Account:
+    """A name with a limit: its bucket, and what this worker did to it that the others have not heard yet."""
 
-    __slots__ = ("_at", "_per_minute", "level")
+    __slots__ = ("_clock", "_n_held", "_n_unreported", "_note", "_noted", "bucket")
 
-    def __init__(self, per_minute: int, now: float) -> None:
-        self._per_minute = per_minute
-        self._at = now
-        self.level = float(per_minute)
+    def __init__(self, bucket: TokenBucket, clock: Clock, note: Callable[[], None]) -> None:
+        """Args: *note* is called when there is something to report, and not again until that was taken."""
+        self.bucket = bucket
+        self._clock = clock
+        self._note = note
+        self._noted = False
+        self._n_unreported = 0
+        self._n_held = 0
 
-    def refill(self, per_minute: int, now: float) -> None:
-        """Add what the time since the last refill brought, by the limit as it is now; never above one minute's."""
-        self.level += (now - self._at) * self._per_minute / 60 + (per_minute - self._per_minute)
-        self.level = min(self.level, float(per_minute))
-        self._per_minute, self._at = per_minute, now
+    def take(self, n_tokens: int, *, n_held: int = 0) -> None:
+        """Take *n_tokens* from the bucket; *n_held* of them are only held, fewer of all if it is negative."""
+        self.bucket.take(n_tokens, self._clock.monotonic())
+        self._n_unreported += n_tokens
+        self._n_held += n_held
+        if not self._noted:
+            self._noted = True
+            self._note()
 
-    def wait_s(self) -> float:
-        """Return the seconds until there is a whole token."""
-        return (1 - self.level) * 60 / self._per_minute
+    def take_unreported(self) -> Spending:
+        """Return what was taken since the last call, and what is held now."""
+        n_tokens, self._n_unreported = self._n_unreported, 0
+        self._noted = False
+        return Spending(n_tokens, self.bucket.per_minute, self._n_held)

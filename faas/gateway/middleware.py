@@ -8,6 +8,7 @@ from aiohttp import web
 
 from faas import problems
 from faas.errors import (
+    BusyError,
     ClientGoneError,
     CpuLimitError,
     DeadlineExceededError,
@@ -15,7 +16,6 @@ from faas.errors import (
     MemoryLimitError,
     NotServedError,
     OutputLimitError,
-    OverloadedError,
     RequestError,
 )
 from faas.invocation import Outcome
@@ -42,6 +42,6 @@ def outcome_of(error: FaasError) -> Outcome:
         return Outcome.CANCELLED
     if isinstance(error, (DeadlineExceededError, CpuLimitError, MemoryLimitError, OutputLimitError)):
         return Outcome.LIMITED
-    if isinstance(error, (OverloadedError, RequestError, NotServedError)):
+    if isinstance(error, (BusyError, RequestError, NotServedError)):
         return Outcome.REFUSED
     return Outcome.FAILED

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from faas.clock import Clock
-from faas.errors import ModelNotFoundError
+from faas.errors import FaasError, ModelNotFoundError, ModelNotGrantedError
 from faas.gateway.call import Call
 from faas.gateway.metering import Meter
 from faas.nn.client import Generation, ModelService
@@ -62,7 +62,7 @@ class KnownModels:
 class ModelGate:
     """Gives functions the models their manifests name; lives as long as its worker."""
 
-    def __init__(self, client: ModelService | None, meter: Meter, clock: Clock) -> None:
+    def __init__(self, client: KnownModels | None, meter: Meter, clock: Clock) -> None:
         """Args: *client* None: this host has no model server; every load answers not found."""
         self._client = client
         self._meter = meter
@@ -97,5 +97,18 @@ class ModelGate:
             charge=lambda n_prompt_bytes: self._meter.begin(
                 function, tokens_per_minute=limit, n_prompt_bytes=n_prompt_bytes
             ),
+            not_granted=self._not_granted,
             clock=self._clock,
+        )
+
+    def _not_granted(self, model: str) -> FaasError:
+        """Return why a function gets no *model* that its manifest does not name; its log is where this is read."""
+        if self._client is not None and model in self._client.names:
+            return ModelNotGrantedError(
+                f"this host has the model {model!r}, but the function is not granted it; add it to [capabilities] "
+                "models of function.toml and deploy again"
+            )
+        return ModelNotFoundError(
+            f"the function is granted no model {model!r}, and this host has none of that name; 'faas models list' "
+            "shows those it has"
         )

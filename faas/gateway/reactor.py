@@ -15,12 +15,12 @@ from msgspec import Meta
 from faas.errors import GuestExitError, MalformedResponseError, OutputLimitError
 from faas.gateway.call import MAX_LOG_LINE_BYTES, Call, RequestBody
 from faas.gateway.cgi import MAX_HEAD_BYTES, MAX_HEADERS
+from faas.gateway.code import Code
 from faas.gateway.models import ModelGate
 from faas.wasi.context import GuestExit, WasiContext
 from faas.wasi.streams import EmptyInput, LineOutput
 from faas.wasm.memory import MemoryFaultError
 from faas.wasm.runtime import Runtime
-from faas.wasm.template import Template
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _BAD_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -33,7 +33,7 @@ _SKIPPED = frozenset(
 
 
 async def serve_reactor(
-    call: Call, runtime: Runtime, template: Template, models: ModelGate, deadline: float
+    call: Call, runtime: Runtime, code: Code, models: ModelGate, deadline: float
 ) -> web.StreamResponse:
     """
     Run a reactor for one request and return its response.
@@ -53,17 +53,17 @@ async def serve_reactor(
         stdin=EmptyInput(),
         stdout=log,  # a reactor answers through its result; what it prints is for its log
         stderr=log,
-        bundle=served.bundle,
+        bundle=code.bundle,
         tmp_bytes=limits.tmp_bytes,
         clock=call.clock,
     )
     fiber = runtime.fiber(wasi, memory_limit_bytes=limits.memory_bytes, cpu_limit_s=limits.cpu_s)
     fiber.nn = models.context(call, timeout_s=limits.timeout_s, stdout=log)
     try:
-        await fiber.instantiate(template)
-        if template.has_initialize is None:
-            template.has_initialize = fiber.has_export(b"_initialize")
-        if template.has_initialize:
+        await fiber.instantiate(code.template)
+        if code.template.has_initialize is None:
+            code.template.has_initialize = fiber.has_export(b"_initialize")
+        if code.template.has_initialize:
             await fiber.call(b"_initialize")
         call.started = time.perf_counter()
         message = encode_request(call, body, deadline)

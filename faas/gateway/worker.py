@@ -27,6 +27,7 @@ from faas.config import HostConfig
 from faas.errors import FaasError, InternalError, PeerGoneError
 from faas.gateway.admission import Admission
 from faas.gateway.app import Gateway
+from faas.gateway.code import CodeCache
 from faas.gateway.http import Server
 from faas.gateway.journal import Journal
 from faas.gateway.live import LiveTable
@@ -53,6 +54,7 @@ from faas.wire.messages import (
     Prepare,
     Prepared,
     Ready,
+    Spent,
     Table,
 )
 
@@ -92,17 +94,24 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._drain_timeout_s = config.drain_timeout_s
         self.runtime = Runtime(config)
-        self.table = LiveTable(
+        self.code = CodeCache(
             self.runtime,
             ArtifactStore(config.home_path),
             self._repair,
-            start_timeout_s=config.precompile.start_timeout_s,
+            budget_bytes=config.code_budget_bytes,
         )
         guest_threads = config.guest_threads or os.cpu_count() or 1
         self.admission = Admission(
             max(1, config.pool.slots - guest_threads - SPARE_SLOTS),
             max_queue=config.max_queue,
             queue_timeout_s=config.queue_timeout_s,
+        )
+        self.table = LiveTable(
+            self.runtime,
+            self.code,
+            self.admission,
+            n_workers=config.n_workers,
+            start_timeout_s=config.precompile.start_timeout_s,
         )
         clock = SystemClock()
         self.model_client = ModelClient(
@@ -129,8 +138,12 @@ class Worker:
         return {
             "active": self.admission.active,
             "queued": self.admission.queued,
-            "modules": self.table.n_loaded,
+            "modules": len(self.code),
+            "code_bytes": self.code.n_bytes,
+            "code_loads": self.code.n_loads,
+            "code_evictions": self.code.n_evictions,
             "instances": self.runtime.alive,
+            "openai_active": self.openai.active,
         }
 
     def _offer(self, models: tuple[str, ...]) -> None:
@@ -179,6 +192,8 @@ class Worker:
             elif isinstance(message, Table):
                 self.table.replace(message.generation, message.deployments)
                 await self._channel.send(Activated(message.generation))
+            elif isinstance(message, Spent):
+                self.meter.spent_elsewhere(message)
             elif isinstance(message, Keys):
                 self.keys.replace(message.keys)
             elif isinstance(message, Models):
@@ -202,6 +217,10 @@ class Worker:
         if not isinstance(first, Table):
             raise InternalError(f"control began with {type(first).__name__}, not with a table")
         self.table.replace(first.generation, first.deployments)
+        spent = await self._channel.receive()
+        if not isinstance(spent, Spent):
+            raise InternalError(f"control went on with {type(spent).__name__}, not with what is spent")
+        self.meter.spent_elsewhere(spent)
 
         self._offer(settings.models)
         server = Server(
@@ -219,6 +238,7 @@ class Worker:
         await site.start()
         sender = asyncio.create_task(self.journal.run(self._channel.send))
         watcher = asyncio.create_task(self.gateway.watch_clients())
+        reporter = asyncio.create_task(self.meter.report(self._channel.send))
         await self._channel.send(Ready(first.generation))
         event(_log, "worker.ready", worker=settings.worker, pid=os.getpid(), port=settings.public_port)
 
@@ -237,15 +257,22 @@ class Worker:
         server.pre_shutdown()
         try:
             async with asyncio.timeout(budget_s):
-                await self.admission.wait_idle()
-                await self.openai.wait_idle()
+                while self.admission.active or self.openai.active:  # a kept connection may bring one of either kind
+                    await self.admission.wait_idle()
+                    await self.openai.wait_idle()
         except TimeoutError:
-            event(_log, "drain.cut_off", worker=settings.worker, active=self.admission.active)
+            event(
+                _log,
+                "drain.cut_off",
+                worker=settings.worker,
+                active=self.admission.active,
+                openai_active=self.openai.active,
+            )
         await runner.cleanup()
         await self.model_client.aclose()
-        for task in (stop, sender, watcher, *self._tasks):
+        for task in (stop, sender, watcher, reporter, *self._tasks):
             task.cancel()
-        await asyncio.gather(stop, sender, watcher, *self._tasks, return_exceptions=True)
+        await asyncio.gather(stop, sender, watcher, reporter, *self._tasks, return_exceptions=True)
         try:
             await self.journal.flush(self._channel.send)
             await self._channel.send(self.journal.stats())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from enum import Enum
 
 import msgspec
@@ -69,8 +69,8 @@ class Generation:
         """Tell whether the client must take tokens before there may be more."""
         return self.is_limited and self.credit <= 0
 
-    def piece_of(self, tokens: list[Token]) -> Piece:
-        """Return the message that carries *tokens*."""
+    def piece_of(self, tokens: Sequence[Token], finish: Finish | None = None) -> Piece:
+        """Return the message that carries *tokens*; *finish* says why the last of them ends the generation."""
         return Piece(
             self.request.id,
             tuple(token.id for token in tokens),
@@ -78,6 +78,7 @@ class Generation:
             self.n_prompt,
             self.n_cached,
             tuple(token.probs for token in tokens) if self.request.n_probs else (),
+            finish,
         )
 
     def final(self, finish: Finish, now: float, problem: dict[str, object] | None = None) -> Final:

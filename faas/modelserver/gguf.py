@@ -10,6 +10,7 @@ import hashlib
 import json
 import mmap
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ _MAX_NESTING = 4
 _MAX_TENSORS = 1_000_000
 _MAX_KEYS = 1_000_000
 _DEFAULT_ALIGNMENT = 32
+_HASH_STEP_BYTES = 4 * 1024 * 1024
 
 # ggml type -> (elements in a block, bytes of a block); ggml.c `type_traits`
 _BLOCKS: dict[int, tuple[int, int]] = {
@@ -70,6 +72,8 @@ class GgufSummary(msgspec.Struct, frozen=True):
 
     def kv_bytes_per_cell(self, bytes_per_pair: int) -> int:
         """Return what one token takes in the KV cache, *bytes_per_pair* being one key plus one value element."""
+        if self.metadata.get(f"{self.architecture}.attention.causal") is False:
+            return 0  # an encoder looks at a text as a whole, and keeps nothing of it
         n_head = max(1, self.number("attention.head_count", 1))
         n_head_kv = self.number("attention.head_count_kv", n_head)
         head = self.number("attention.key_length", self.number("embedding_length") // n_head)
@@ -139,7 +143,7 @@ def read_gguf(path: Path) -> GgufSummary:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 return parse_gguf(content)
     except OSError as exc:
-        raise ModelFileError(f"can't read {path}: {exc.strerror}; check the path") from exc
+        raise unreadable(path, exc) from exc
     except ModelFileError as exc:
         raise ModelFileError(f"{path}: {exc.message}") from exc
 
@@ -177,11 +181,12 @@ def parse_gguf(content: mmap.mmap | bytes) -> GgufSummary:
     return GgufSummary(version, n_tensors, len(content), metadata)
 
 
-def digest_of(path: Path, remembered: Path | None = None) -> str:
+def digest_of(path: Path, remembered: Path | None = None, *, on_read: Callable[[int], None] | None = None) -> str:
     """
     Return the SHA-256 of the file *path*, in hex.
 
-    Args: *remembered* is a file this function keeps digests in, by path, size and time of change.
+    Args: *remembered* is a file this function keeps digests in, by path, size and time of change. *on_read* hears how
+    many bytes are done, now and then; not at all for a digest that is remembered.
     Raises: ModelFileError.
     """
     try:
@@ -191,16 +196,35 @@ def digest_of(path: Path, remembered: Path | None = None) -> str:
         entry = known.get(str(path))
         if isinstance(entry, dict) and entry.get("stamp") == stamp and isinstance(entry.get("sha256"), str):
             return str(entry["sha256"])
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = _hashed(path, on_read or _unheard)
         if remembered is not None:
             known[str(path)] = {"stamp": stamp, "sha256": digest}
             fresh = remembered.with_suffix(".new")
             fresh.write_text(json.dumps(known))
             fresh.replace(remembered)
     except OSError as exc:
-        raise ModelFileError(f"can't read {path}: {exc.strerror}; check the path") from exc
+        raise unreadable(path, exc) from exc
     return digest
+
+
+def _hashed(path: Path, on_read: Callable[[int], None]) -> str:
+    digest, n_done = hashlib.sha256(), 0
+    room = memoryview(bytearray(_HASH_STEP_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while n := file.readinto(room):
+            digest.update(room[:n])
+            n_done += n
+            on_read(n_done)
+    return digest.hexdigest()
+
+
+def _unheard(_n_bytes: int) -> None:
+    return
+
+
+def unreadable(path: Path, exc: OSError) -> ModelFileError:
+    """Return the error for a model's file that is gone or can't be read: ``facts["missing"]`` tells it from others."""
+    return ModelFileError(f"can't read {path}: {exc.strerror or exc}; check the path", missing=True)
 
 
 def _tensor(cursor: _Cursor) -> tuple[int, int]:

@@ -89,7 +89,15 @@ async def serve(settings: ServerSettings, parent: int) -> None:
     server = ModelServer(owner, token=settings.token, backend=backend.name, build=backend.build, commit=backend.commit)
     owner.start()
     await server.listen(Path(settings.socket))
-    event(_log, "modelserver.ready", pid=os.getpid(), backend=backend.name, models=len(settings.models))
+    event(
+        _log,
+        "modelserver.ready",
+        pid=os.getpid(),
+        backend=backend.name,
+        build=backend.build,
+        commit=backend.commit,
+        models=len(settings.models),
+    )
 
     watch = asyncio.create_task(_watch(parent, server, owner, stop, publish))
     gone = asyncio.create_task(server.control_gone.wait())

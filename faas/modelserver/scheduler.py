@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from array import array
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 
 from faas.clock import Clock
 from faas.errors import (
@@ -270,10 +270,10 @@ class Scheduler:
             finish = Finish.LENGTH
         elif len(generation.context) > generation.limit:
             finish = Finish.CONTEXT_FULL
-        if released:
-            self._emit(generation.key.connection, generation.piece_of(released))
         if finish is not None:
-            self._end(generation, finish)
+            self._end(generation, finish, last=(*released, *generation.stops.flush()))
+        elif released:
+            self._emit(generation.key.connection, generation.piece_of(released))
 
     # admission
 
@@ -413,10 +413,22 @@ class Scheduler:
             self._running = [g for g in self._running if g.phase is not Phase.ENDED]
             self._waiting = deque(g for g in self._waiting if g.phase is not Phase.ENDED)
 
-    def _end(self, generation: Generation, finish: Finish, problem: dict[str, object] | None = None) -> None:
-        """Send the one ``Final``, what was held back before it, and leave the cells behind for sharing."""
-        held = generation.stops.flush()
-        if held:
+    def _end(
+        self,
+        generation: Generation,
+        finish: Finish,
+        problem: dict[str, object] | None = None,
+        *,
+        last: Sequence[Token] = (),
+    ) -> None:
+        """
+        Send the one ``Final``, what was held back before it, and leave the cells behind for sharing.
+
+        Args: *last* are tokens on their way, the last of which ends the generation.
+        """
+        if last:
+            self._emit(generation.key.connection, generation.piece_of(last, finish))
+        elif held := generation.stops.flush():
             self._emit(generation.key.connection, generation.piece_of(held))
         self._emit(generation.key.connection, generation.final(finish, self._clock.monotonic(), problem))
         generation.phase = Phase.ENDED

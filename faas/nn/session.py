@@ -19,7 +19,7 @@ from typing import Final as Constant
 from typing import Protocol
 
 from faas.clock import Clock, SystemClock
-from faas.errors import DeadlineExceededError, FaasError, PromptTooLongError
+from faas.errors import DeadlineExceededError, FaasError, ModelNotGrantedError, PromptTooLongError
 from faas.nn.client import Generation, ModelService
 from faas.nn.errno import NnErrno, NnError, to_nn_error
 from faas.nn.options import CONTEXT_KEYS, Config, batch_size, context_size, parse_config, sampling_of
@@ -38,6 +38,8 @@ PROMPT_RESERVE: Constant = 4  # llama.cpp hosts keep so many tokens of the conte
 _GGUF_MAGIC: Constant = b"GGUF"
 _PRELOAD: Constant = b"preload:"
 _INLINE_IMAGE: Constant = b'<img src="data:image/'
+_UNREAD: Constant = (Finish.EOG, Finish.CONTEXT_FULL)
+"""How the token that ends a stream does it for which no call answers 0: it is counted, and the call answers the end."""
 _OVER: Constant = frozenset({NnErrno.END_OF_SEQUENCE, NnErrno.CONTEXT_FULL, NnErrno.PROMPT_TOO_LONG})
 
 
@@ -99,7 +101,8 @@ class _Context:
     stream: Generation | None = None
     charge: Charge = _UNMETERED  # the stream's
     n_charged: int = 0
-    waiting: deque[bytes] = field(default_factory=deque)  # token pieces that arrived together with one handed out
+    waiting: deque[tuple[bytes, Finish | None]] = field(default_factory=deque)
+    """Tokens that arrived together with one handed out, each with why it ends the generation, if it does."""
     over: bool = False  # the stream has ended: more calls change nothing
 
     def clear_outputs(self) -> None:
@@ -133,6 +136,7 @@ class NnContext:
         flush: Callable[[], Awaitable[None]] | None = None,
         log_line: Callable[[bytes], None] | None = None,
         charge: Callable[[int], Charge] | None = None,
+        not_granted: Callable[[str], FaasError] | None = None,
         clock: Clock | None = None,
         zero_buffer_compat: bool = True,
     ) -> None:
@@ -141,6 +145,7 @@ class NnContext:
         names it uses to the models'. *deadline* is on the monotonic clock, 0 means none. *stdout*, and *flush* that
         sends on what was written to it, are for ``stream-stdout``. *log_line* gets a line for each refused call.
         *charge* gets the bytes of a prompt before it is computed, and raises QuotaExceededError or lets it begin.
+        *not_granted* returns why a model of that name may not be loaded, and what to do about it.
         *zero_buffer_compat*: see ``faas.wasm.host.wasi_nn``.
         """
         self._client = client
@@ -151,6 +156,7 @@ class NnContext:
         self._flush = flush
         self._log_line = log_line
         self._charge = charge
+        self._not_granted = not_granted or _not_granted
         self._clock = clock or SystemClock()
         self.zero_buffer_compat = zero_buffer_compat
         self._graphs: dict[int, _Graph] = {}
@@ -202,10 +208,8 @@ class NnContext:
     async def _load(self, raw_name: bytes, config: bytes | None, *, by_name: bool) -> int:
         name = raw_name[:MAX_NAME_BYTES].decode("utf-8", "replace")
         if len(raw_name) > MAX_NAME_BYTES or name not in self._granted:
-            raise NnError(
-                NnErrno.NOT_FOUND,
-                f"the function has no model {name[:64]!r}; name it in [capabilities] models of function.toml",
-            )
+            refusal = self._not_granted(name[:64])
+            raise to_nn_error(refusal) or refusal from refusal
         if len(self._graphs) >= MAX_HANDLES:
             raise NnError(NnErrno.TOO_LARGE, f"{MAX_HANDLES} graphs are loaded; unload some")
         options = parse_config(config) if config is not None else {}
@@ -373,40 +377,21 @@ class NnContext:
                 self._close_stream(context)
 
     async def _next_token(self, context: _Context) -> None:
-        if not context.waiting and not await self._more(context):
-            raise self._end_of(context)
-        piece = context.waiting.popleft()
-        context.append(piece)
-        # The token that ends a generation is counted, but the call that finds it answers the end. Only what follows
-        # a token tells whether it was that one, so tokens that may be are held back until something follows.
-        if not context.waiting and self._may_be_last(context, piece) and not await self._more(context):
-            end = self._end_of(context)
-            if end.errno is not NnErrno.END_OF_SEQUENCE or self._finish(context) is Finish.EOG:
-                raise end
-
-    async def _more(self, context: _Context) -> bool:
-        """Wait for the next tokens; False at the end of the generation."""
         assert context.stream is not None
         while not context.waiting:
             piece = await anext(context.stream, None)
             if piece is None:
-                return False
+                final = context.stream.final
+                raise self._end_of(final.finish if final is not None else Finish.FAILED)
             self._arrived(context, piece)
-            context.waiting.extend(piece.pieces)
-        return True
+            context.waiting.extend((token_piece, None) for token_piece in piece.pieces[:-1])
+            context.waiting.extend((token_piece, piece.finish) for token_piece in piece.pieces[-1:])
+        token_piece, finish = context.waiting.popleft()
+        context.append(token_piece)
+        if finish in _UNREAD:
+            raise self._end_of(finish)
 
-    def _may_be_last(self, context: _Context, piece: bytes) -> bool:
-        size = self._context_size(context)
-        full = size > 0 and (context.n_input or 0) + context.n_output >= size - 1
-        # How the special tokens look that end generations: <|im_end|>, </s>, <end_of_turn>, [EOS]; hidden ones are b"".
-        return full or not piece or (piece[:1], piece[-1:]) in {(b"<", b">"), (b"[", b"]")}
-
-    def _finish(self, context: _Context) -> Finish:
-        final = context.stream.final if context.stream is not None else None
-        return final.finish if final is not None else Finish.FAILED
-
-    def _end_of(self, context: _Context) -> NnError:
-        finish = self._finish(context)
+    def _end_of(self, finish: Finish) -> NnError:
         if finish is Finish.CONTEXT_FULL:
             return NnError(NnErrno.CONTEXT_FULL, "the context is full")
         self._check_finish(finish)
@@ -591,6 +576,10 @@ def embedding_json(vector: Collection[float]) -> bytes:
     """Return ``{"n_embedding": D, "embedding": [v0,v1,...]}`` with ten significant digits, as WasmEdge prints it."""
     values = ",".join(f"{value:.10g}" for value in vector)
     return f'{{"n_embedding": {len(vector)}, "embedding": [{values}]}}'.encode()
+
+
+def _not_granted(name: str) -> FaasError:
+    return ModelNotGrantedError(f"no model {name!r} is granted; name it in [capabilities] models of function.toml")
 
 
 def _past_deadline() -> DeadlineExceededError:

@@ -130,14 +130,14 @@ class State(Protocol):
         """
         Keep *entry*, and return it with its time.
 
-        Raises: BadRequestError if a key has that name.
+        Raises: KeyTakenError if a key has that name.
         """
 
     async def remove_key(self, name: str) -> None:
         """
         Forget the key *name*.
 
-        Raises: BadRequestError if there is none.
+        Raises: KeyNotFoundError if there is none.
         """
 
     async def keys(self) -> tuple[KeyEntry, ...]:

@@ -12,7 +12,7 @@ from typing import TypeVar
 import msgspec
 
 from faas.clock import Clock
-from faas.errors import BadRequestError, FunctionNotFoundError, ModelNotFoundError, StateError
+from faas.errors import FunctionNotFoundError, KeyNotFoundError, KeyTakenError, ModelNotFoundError, StateError
 from faas.invocation import Deployment, Kind
 from faas.manifest import Manifest
 from faas.routes import refuse_conflicts
@@ -195,7 +195,7 @@ class SqliteState:
 
         def add(db: sqlite3.Connection) -> KeyEntry:
             if db.execute("SELECT 1 FROM keys WHERE name = ?", (kept.name,)).fetchone():
-                raise BadRequestError(f"a key {kept.name!r} is there already; 'faas keys remove {kept.name}' first")
+                raise KeyTakenError(f"a key {kept.name!r} is there already; 'faas keys remove {kept.name}' first")
             db.execute(
                 "INSERT INTO keys (name, sha256, tokens_per_minute, added_at) VALUES (?, ?, ?, ?)",
                 msgspec.structs.astuple(kept),
@@ -207,7 +207,7 @@ class SqliteState:
     async def remove_key(self, name: str) -> None:
         def remove(db: sqlite3.Connection) -> None:
             if not db.execute("DELETE FROM keys WHERE name = ?", (name,)).rowcount:
-                raise BadRequestError(f"there is no key {name!r}; 'faas keys list' shows those that are")
+                raise KeyNotFoundError(f"there is no key {name!r}; 'faas keys list' shows those that are")
 
         await self._run(remove)
 

@@ -21,6 +21,7 @@ import msgspec
 
 from faas.errors import GenerationFailedError, GrammarInvalidError, ModelFileError
 from faas.modelserver.backends.base import DEAD_END, Decoded, Inspected, LoadOptions
+from faas.modelserver.gguf import unreadable
 from faas.wire.models import Sampling
 
 BOS, EOG = 256, 257
@@ -36,6 +37,7 @@ class FakeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     What a fake model is like.
 
     ``answers`` maps a prompt to the text that follows it, then EOG. ``eog_every``: about one token in so many is EOG.
+    With ``ignore_eos`` there is no EOG, unless a grammar admits nothing else any more, as with llama.cpp.
     ``gate`` names a file: each decode waits until it exists, so that a test owns the time. ``fail_after``: the batch
     after so many fails, once.
     """
@@ -176,7 +178,10 @@ class FakeModel:
         for prompt, answer in self._answers.items():
             at = text.rfind(prompt)
             if at >= 0 and answer.startswith(written := text[at + len(prompt) :]):
-                return answer[len(written)] if len(written) < len(answer) else EOG
+                if len(written) < len(answer):
+                    return answer[len(written)]
+                if not sampler.sampling.ignore_eos:
+                    return EOG
         salt = b"" if sampler.sampling.temperature <= 0 else sampler.random.randbytes(4)
         number = _hash(context[-WINDOW:], salt)
         if self._file.eog_every and number % self._file.eog_every == 0 and not sampler.sampling.ignore_eos:
@@ -251,7 +256,7 @@ def _read(path: Path) -> FakeFile:
         content = path.read_bytes()
         return msgspec.json.decode(content or b"{}", type=FakeFile)
     except OSError as exc:
-        raise ModelFileError(f"can't read {path}: {exc.strerror}; check the path") from exc
+        raise unreadable(path, exc) from exc
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise ModelFileError(f"{path} is no fake model: {exc}; write JSON") from exc
 

@@ -1,12 +1,17 @@
 """
 What the control process and a gateway worker say to each other.
 
-One conversation: the worker connects and sends ``Hello``; control answers ``Table``; the worker binds its port and
-sends ``Ready``. From then on control sends ``Prepare`` (load a version and try it; answered by ``Prepared``) and
-``Table`` (serve exactly this; answered by ``Activated``). A worker that finds an artifact missing or tampered sends
-``ArtifactNeeded`` and waits for ``ArtifactReady``. ``Lines`` and ``Stats`` flow up unasked. ``Drain`` ends it.
+One conversation: the worker connects and sends ``Hello``; control answers ``Table`` and ``Spent``; the worker binds
+its port and sends ``Ready``. From then on control sends ``Prepare`` (load a version and try it; answered by
+``Prepared``) and ``Table`` (serve exactly this; answered by ``Activated``). A worker that finds an artifact missing or
+tampered sends ``ArtifactNeeded`` and waits for ``ArtifactReady``. ``Lines`` and ``Stats`` flow up unasked. ``Drain``
+ends it.
 
-``Models`` and ``Keys`` have no answer of their own: they come right after the first ``Table``, and after a change they
+``Spent`` flows both ways, as tokens with a limit per minute are spent: up as a worker's own spending, down as that of
+all others. The first one down is the state of every limit, relative to full buckets, so that a worker that starts, or
+starts again, begins where the others are. Each later one goes to every worker but the one whose spending it is.
+
+``Models`` and ``Keys`` have no answer of their own: they come right after the first ``Spent``, and after a change they
 come before a ``Table`` with a new generation (the deployments may be the same), whose ``Activated`` says that the
 worker goes by them too. What they held when the worker was started is in its settings already.
 """
@@ -19,7 +24,7 @@ import msgspec
 
 from faas.invocation import Deployment
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
@@ -92,11 +97,31 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     ``functions`` maps a function to {"invocations": n, "<outcome>": n, "duration_ms": sum, "start_ms": sum,
     "cpu_ms": sum} and, where it used models, {"prompt_tokens": n, "generated_tokens": n, "model_requests": n}; these
     three also come per API key, under ``key:NAME``. ``gauges`` has host-wide numbers of this worker (``active``,
-    ``queued``, ``modules``).
+    ``queued``, ``modules``, ``instances``, ``openai_active``).
     """
 
     functions: dict[str, dict[str, float]]
     gauges: dict[str, float]
+
+
+class Spending(msgspec.Struct, frozen=True):
+    """
+    What was taken from one token bucket since the last message; negative if more was given back.
+
+    ``n_held`` is not a change: so many tokens does the worker now hold for prompts that are not counted yet. They are
+    part of what it took, and nobody's if it dies. Control sends 0.
+    """
+
+    n_tokens: int
+    tokens_per_minute: int
+    """The limit as the sender knows it, over 0: the receiver may not have met the name yet."""
+    n_held: int = 0
+
+
+class Spent(msgspec.Struct, frozen=True, tag="spent"):
+    """Both ways: what was taken from token buckets, by function or ``key:NAME``; only those that changed."""
+
+    names: dict[str, Spending]
 
 
 class ApiKey(msgspec.Struct, frozen=True):
@@ -130,5 +155,5 @@ class Drain(msgspec.Struct, frozen=True, tag="drain"):
     timeout_s: float
 
 
-FromWorker = Hello | Ready | Activated | Prepared | ArtifactNeeded | Lines | Stats
-FromControl = Table | Prepare | ArtifactReady | Models | Keys | Drain
+FromWorker = Hello | Ready | Activated | Prepared | ArtifactNeeded | Lines | Stats | Spent
+FromControl = Table | Prepare | ArtifactReady | Models | Keys | Spent | Drain

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-MODEL_PROTOCOL_VERSION = 1
+MODEL_PROTOCOL_VERSION = 2
 
 
 class Finish(str, Enum):
@@ -101,7 +101,11 @@ class ClientHello(msgspec.Struct, frozen=True, tag="client_hello"):
 
 
 class ServerHello(msgspec.Struct, frozen=True, tag="server_hello"):
-    """Server → client: ready. ``build`` and ``commit`` are llama.cpp's, as WASI-NN guests may ask for them."""
+    """
+    Server → client: ready. ``build`` and ``commit`` are what WASI-NN guests may ask for.
+
+    ``build`` is llama.cpp's build number, 0 where the library does not tell; ``commit`` says which library it is.
+    """
 
     protocol: int
     pid: int
@@ -224,6 +228,8 @@ class Piece(msgspec.Struct, frozen=True, tag="piece"):
 
     ``n_prompt_tokens`` and ``n_cached_tokens`` (of those, taken from the prefix cache) are repeated in each.
     ``probs`` has, per token, [(token, bytes, log-probability), …], the sampled one first; empty unless asked for.
+    ``finish`` is set if the last of these tokens ends the generation: the model's own end token (``EOG``), the one for
+    which the context has no room (``CONTEXT_FULL``), …; the ``Final`` that follows says the same.
     """
 
     id: int
@@ -232,6 +238,7 @@ class Piece(msgspec.Struct, frozen=True, tag="piece"):
     n_prompt_tokens: int
     n_cached_tokens: int
     probs: tuple[tuple[tuple[int, bytes, float], ...], ...] = ()
+    finish: Finish | None = None
 
 
 class Final(msgspec.Struct, frozen=True, tag="final"):

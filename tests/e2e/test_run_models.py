@@ -144,6 +144,14 @@ def test_a_refused_call_is_an_errno_and_a_line_on_stderr(fake: Cli, moin: Path, 
     assert line.startswith("wasi-nn: load_by_name answers")
 
 
+def test_a_model_not_given_is_to_be_given_on_the_command_line(fake: Cli, moin: Path) -> None:
+    ran = fake.calls(moin, "load_by_name:other")
+    assert ran.err == (
+        "wasi-nn: load_by_name answers 8 (not_found): the program was given no model 'other'; "
+        "give it one with --model other=PATH.gguf\n"
+    )
+
+
 @pytest.mark.parametrize("code", [0, 7, 255])
 def test_the_exit_code_is_kept_beside_models(fake: Cli, moin: Path, code: int) -> None:
     assert fake(BAD / "exit.wasm", "--model", f"m={moin}", "--env", f"QUERY_STRING={code}").code == code

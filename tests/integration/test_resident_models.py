@@ -21,7 +21,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     """A host whose models are fakes: deterministic, and there without any extra."""
     folder = tmp_path_factory.mktemp("models")
     files = {}
-    for name, options in {"default": {"answers": {"hi": "hello there"}}, "other": {"eog_every": 9}}.items():
+    for name, options in {"default": {"answers": {"hi": "hello there"}}, "other": {"eog_every": 9}, "lost": {}}.items():
         files[name] = folder / f"{name}.fake"
         files[name].write_text(json.dumps(options))
     host = Host(
@@ -30,8 +30,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     try:
         host.start()
         for name in ("nn-test", "chat"):
-            manifest = {"routes": [f"/{name}"], "capabilities": {"models": ["default", "gone"]}}
+            manifest = {"routes": [f"/{name}"], "capabilities": {"models": ["default", "gone", "lost"]}}
             host.deploy(name, (FUNCTIONS / name / f"{name}.wasm").read_bytes(), manifest)
+        files["lost"].unlink()
         until(lambda: host.get("/v1/models").json()["data"], what="the model server")
         yield host
         host.stop()
@@ -76,6 +77,7 @@ def test_metadata_counts_tokens_and_is_readable_before_any_input(models: Host) -
     [
         (("load_by_name:other",), 8),  # there, but not granted
         (("load_by_name:gone",), 8),  # granted, but not there
+        (("load_by_name:lost",), 103),  # granted and there, but its file is not
         (("load:99:0:default",), 2),
         (("load:5:9:default",), 1),
         (("load:5:0:preload:/etc/passwd",), 6),
@@ -100,6 +102,19 @@ def test_metadata_counts_tokens_and_is_readable_before_any_input(models: Host) -
 )
 def test_what_is_wrong_is_answered_by_the_errno_of_the_spec(models: Host, steps: tuple[str, ...], errno: int) -> None:
     assert calls(models, *steps)[-1].split()[1] == str(errno)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [("other", "is not granted it; add it to [capabilities] models"), ("nobody", "none of that name")],
+)
+def test_the_log_tells_a_model_that_is_not_granted_from_one_that_is_not_there(
+    models: Host, model: str, reason: str
+) -> None:
+    reply = models.get(f"/nn-test?load_by_name:{model}")
+    assert "load_by_name 8 " in reply.text
+    lines = models.log_of("nn-test", reply.headers["X-Request-Id"])
+    assert [reason in line["text"] for line in lines[:-1]] == [True]
 
 
 def test_the_chat_function_streams_the_answer_as_events(models: Host) -> None:

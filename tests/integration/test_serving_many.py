@@ -113,16 +113,16 @@ async def test_a_full_queue_answers_at_once_with_when_to_try_again(make_host: Ma
 
         began = time.monotonic()
         replies = await asyncio.gather(*(status() for _ in range(8)))
-    assert Counter(replies) == {(200, None): 3, (503, "10"): 5}
+    assert Counter(replies) == {(200, None): 3, (429, "1"): 5}
     assert time.monotonic() - began < 5
 
 
-async def test_a_wait_that_is_too_long_ends_in_overloaded(make_host: MakeHost) -> None:
+async def test_a_wait_that_is_too_long_ends_with_the_functions_own_limit(make_host: MakeHost) -> None:
     host = make_host(queue_timeout_s=0.2).start()
     name = host.serves("sleeper", max_concurrency=1)
     async with client() as session:
         replies = await asyncio.gather(*(get(session, host, f"/{name}?600") for _ in range(2)))
-    assert sorted(status for status, _ in replies) == [200, 503]
+    assert sorted(status for status, _ in replies) == [200, 429]
 
 
 def test_requests_leave_no_descriptors_and_no_threads_behind(make_host: MakeHost) -> None:

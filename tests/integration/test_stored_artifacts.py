@@ -46,14 +46,14 @@ def files(make_host: MakeHost) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("damaged", ["hello.cwasm", "hello.mac"])
-def test_a_flipped_byte_is_found_at_start_and_compiled_away(
+def test_a_flipped_byte_is_found_before_the_code_is_loaded_and_compiled_away(
     make_host: MakeHost, files: dict[str, Path], damaged: str
 ) -> None:
     original = files["hello.cwasm"].read_bytes()
     flip(files[damaged])
     host = make_host("stored").start()
     assert host.get("/hello").status == 200
-    assert "restore.recompiled function=hello" in host.stderr_path.read_text()
+    assert "artifact.needed function=hello" in host.stderr_path.read_text()
     assert files["hello.cwasm"].read_bytes() == original
     host.stop()
 
@@ -62,6 +62,7 @@ def test_missing_native_code_is_compiled_again(make_host: MakeHost, files: dict[
     files["hello.cwasm"].unlink()
     host = make_host("stored").start()
     assert host.get("/hello").status == 200
+    assert "restore.recompiled function=hello" in host.stderr_path.read_text()
     host.stop()
 
 

@@ -64,5 +64,6 @@ def test_a_wrong_method_names_the_right_ones() -> None:
     assert problems.headers_of(errors.MethodNotAllowedError("no", allow=["GET", "HEAD"])) == {"Allow": "GET, HEAD"}
 
 
-def test_a_wrong_token_says_which_scheme_is_wanted() -> None:
-    assert problems.headers_of(errors.UnauthorizedError("no"))["WWW-Authenticate"].startswith("Bearer")
+@pytest.mark.parametrize("error", [errors.UnauthorizedError, errors.InvalidApiKeyError])
+def test_a_wrong_token_says_which_scheme_is_wanted(error: type[FaasError]) -> None:
+    assert problems.headers_of(error("no"))["WWW-Authenticate"].startswith("Bearer ")

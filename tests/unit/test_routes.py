@@ -224,3 +224,46 @@ def test_routes_without_conflict_give_an_answer_that_is_not_a_matter_of_order(
             return ""
 
     assert winner(one, two) == winner(two, one)
+
+
+@given(st.lists(routes(), max_size=8), st.data())
+def test_a_table_that_changed_answers_like_one_that_was_made_so(texts: list[str], data: st.DataObject) -> None:
+    kept: list[str] = []
+    for text in texts:
+        try:
+            refuse_conflicts("mine", [text], {"other": kept})
+        except RouteTakenError:
+            continue
+        kept.append(text)
+    table = RouteTable((text, text) for text in kept)
+    gone = data.draw(st.sets(st.sampled_from(kept))) if kept else set()
+    for text in sorted(gone):
+        table.remove(parse_route(text), text)
+    fresh = RouteTable((text, text) for text in kept if text not in gone)
+
+    def answer(table: RouteTable[str], method: str, path: str) -> object:
+        try:
+            return table.match(method, path)
+        except (RouteNotFoundError, MethodNotAllowedError) as exc:
+            return exc.code, exc.facts
+
+    for method in ("GET", "HEAD", "POST", "PURGE"):
+        for path in (*(parse_route(text).path for text in kept), "/", "/a/b/c"):
+            assert answer(table, method, path) == answer(fresh, method, path)
+
+
+def test_removing_every_route_leaves_an_empty_table() -> None:
+    texts = ["/a", "GET /a/{x}/b", "/a/{x}/*", "/*", "/a/c/d"]
+    table = RouteTable((text, text) for text in texts)
+    for text in texts:
+        table.remove(parse_route(text), text)
+    assert not table._root.in_use
+    assert not table._exact
+
+
+@pytest.mark.parametrize("text", ["/b", "/a/b", "GET /a", "/a/{x}", "/a/*"])
+def test_a_route_that_is_not_there_cannot_be_removed(text: str) -> None:
+    table = RouteTable([("/a", "a")])
+    with pytest.raises(KeyError):
+        table.remove(parse_route(text), "a")
+    assert table.match("GET", "/a")[0] == "a"

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
-from faas.cli.client import AdminClient, environ, find_host
+from faas.cli.client import Access, AdminClient, environ, find_host
 from faas.cli.commands.status import print_model_server
 from faas.cli.options import AdminUrl, Home, Json, segment
 from faas.cli.output import print_json, print_table, size, visible
+from faas.control.views import ModelView
 
 models = typer.Typer(help="List, add and remove models.", rich_markup_mode=None, pretty_exceptions_enable=False)
 ModelName = Annotated[str, typer.Argument(help="Name of the model.", show_default=False)]
@@ -67,15 +70,13 @@ def add(
     json: Json = False,
 ) -> None:
     """Register a GGUF file under a name; it stays where it is, and can be used when this returns."""
-    model = asyncio.run(_add(name, str(path.expanduser().absolute()), home, admin_url))
+    model = asyncio.run(_add(name, path.expanduser().absolute(), find_host(home, admin_url, environ()), quiet=json))
     if json:
         print_json(model)
         return
-    print(
-        f"{name} is registered: {model['architecture'] or 'a model'}, {size(model['bytes'])}, sha256:{model['digest']}"
-    )
-    if model["problem"]:
-        print(f"{name}: {visible(model['problem'])}")
+    print(f"{name} is registered: {model.architecture or 'a model'}, {size(model.bytes)}, sha256:{model.digest}")
+    if model.problem:
+        print(f"{name}: {visible(model.problem)}")
     print(f'grant it:  faas deploy PATH --model {name}    or in function.toml: [capabilities] models = ["{name}"]')
 
 
@@ -106,10 +107,23 @@ async def _get(home: Home, admin_url: AdminUrl) -> Any:
         return await client.get("/api/models")
 
 
-async def _add(name: str, path: str, home: Home, admin_url: AdminUrl) -> Any:
-    async with AdminClient(find_host(home, admin_url, environ())) as client:
-        document = {"path": path}
-        return await client.send("PUT", f"/api/models/{segment(name)}", document)
+async def _add(name: str, path: Path, access: Access, *, quiet: bool) -> ModelView:
+    """Add a model; a terminal shows how much of its file is hashed, which takes long for a big one."""
+    console = Console(stderr=True, highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
+        task = progress.add_task(f"hash {visible(path.name)}", total=_bytes_of(path))
+        async with AdminClient(access) as client:
+            return await client.add_model(
+                segment(name), str(path), on_hashed=lambda n_bytes: progress.update(task, completed=n_bytes)
+            )
+
+
+def _bytes_of(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):
+        return None  # only the host may see it, or nobody; the host says which
 
 
 async def _remove(name: str, home: Home, admin_url: AdminUrl) -> None:

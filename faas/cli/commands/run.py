@@ -27,7 +27,7 @@ from faas.config import HostConfig, load_config
 from faas.control.models import examine
 from faas.control.modelserver import EXIT_GRACE_S, START_TIMEOUT_S, spawn_model_server, why_no_models
 from faas.control.process import ChildProcess
-from faas.errors import ModelFileError, ModelsMissingError, ModelUnavailableError
+from faas.errors import FaasError, ModelFileError, ModelNotGrantedError, ModelsMissingError, ModelUnavailableError
 from faas.modelserver.main import EXIT_NO_BACKEND, ServerSettings
 from faas.nn.client import ModelClient
 from faas.nn.session import NnContext
@@ -72,6 +72,10 @@ class _Stdout:
 
 def _log_line(line: bytes) -> None:
     print(visible(line.decode("utf-8", "replace")), file=sys.stderr)
+
+
+def _not_given(name: str) -> FaasError:
+    return ModelNotGrantedError(f"the program was given no model {name!r}; give it one with --model {name}=PATH.gguf")
 
 
 def _checked(given: dict[str, str]) -> HostConfig:
@@ -148,7 +152,14 @@ async def _serve(config: HostConfig, program: str, opened: Future[NnContext]) ->
     """Put a context into *opened*, or why there is none; it lives until this task is cancelled."""
     try:
         async with _model_server(config) as client:
-            nn = NnContext(client, config.models.keys(), program, stdout=_Stdout(), log_line=_log_line)
+            nn = NnContext(
+                client,
+                config.models.keys(),
+                program,
+                stdout=_Stdout(),
+                log_line=_log_line,
+                not_granted=_not_given,
+            )
             opened.set_result(nn)
             try:
                 await asyncio.Event().wait()

@@ -89,7 +89,9 @@ class Exchange:
     def fingerprint(self) -> str | msgspec.UnsetType:
         """Return what made the answer, as ``system_fingerprint``."""
         hello = self.client.hello
-        return f"b{hello.build}-{hello.commit}" if hello is not None else msgspec.UNSET
+        if hello is None:
+            return msgspec.UNSET
+        return f"b{hello.build}-{hello.commit}" if hello.build else hello.commit
 
     def new_id(self, prefix: str) -> str:
         """Return an id for the answer."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from faas.errors import UnauthorizedError
+from faas.errors import InvalidApiKeyError
 from faas.wire.messages import ApiKey
 
 ANONYMOUS = "anonymous"
@@ -48,18 +48,18 @@ class KeyRing:
         """
         Return who sends a request with that ``Authorization`` header from the address *peer*.
 
-        Raises: UnauthorizedError.
+        Raises: InvalidApiKeyError.
         """
         if not self._keys:
             if self._open_to_all or _is_loopback(peer):
                 return Caller(ANONYMOUS)
-            raise UnauthorizedError(
+            raise InvalidApiKeyError(
                 "this host has no API keys, so its models answer only to the machine itself; add a key first"
             )
         scheme, _, token = authorization.partition(" ")
         token = token.strip()
         if scheme.lower() != "bearer" or not token:
-            raise UnauthorizedError(
+            raise InvalidApiKeyError(
                 "no API key was given; send it in a header: 'Authorization: Bearer YOUR_KEY'",
             )
         digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest().encode()
@@ -68,7 +68,7 @@ class KeyRing:
             if hmac.compare_digest(known, digest):
                 found = caller
         if found is None:
-            raise UnauthorizedError("the API key is not one of this host's; check it, or ask for a new one")
+            raise InvalidApiKeyError("the API key is not one of this host's; check it, or ask for a new one")
         return found
 
 

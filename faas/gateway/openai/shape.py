@@ -19,7 +19,6 @@ from faas.errors import (
     PromptTooLongError,
     QuotaExceededError,
     RouteNotFoundError,
-    UnauthorizedError,
 )
 
 _CODES: dict[type[FaasError], str | None] = {
@@ -27,7 +26,6 @@ _CODES: dict[type[FaasError], str | None] = {
     OptionsInvalidError: "invalid_value",
     GrammarInvalidError: "invalid_grammar",
     PromptTooLongError: "context_length_exceeded",
-    UnauthorizedError: "invalid_api_key",
     ModelNotFoundError: "model_not_found",
     RouteNotFoundError: "unknown_url",
     QuotaExceededError: "rate_limit_exceeded",
@@ -77,13 +75,10 @@ def error_object(error: FaasError) -> dict[str, Any]:
 
 def error_response(error: FaasError, request_id: str) -> web.Response:
     """Return *error* as a whole reply, with ``Retry-After`` where trying again helps."""
-    headers = problems.headers_of(error)
-    if isinstance(error, UnauthorizedError):
-        headers = {"WWW-Authenticate": 'Bearer realm="faas models"'}
     return web.Response(
         status=problems.status_of(error),
         body=msgspec.json.encode(error_object(error)),
-        headers={"Content-Type": "application/json", "X-Request-Id": request_id, **headers},
+        headers={"Content-Type": "application/json", "X-Request-Id": request_id, **problems.headers_of(error)},
     )
 
 

@@ -152,8 +152,8 @@ class Backend(Protocol):
     """One model library, initialised; lives as long as the process."""
 
     name: str
-    build: int
-    commit: str
+    build: int  # 0: the library has no such number
+    commit: str  # which library exactly, in its own words
 
     def inspect(self, path: Path, options: LoadOptions) -> Inspected:
         """

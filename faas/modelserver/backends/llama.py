@@ -6,6 +6,8 @@ alone and in company: flash attention, which skips the cells of other sequences 
 and V cells in bf16, because for equal types ggml changes between three kernels by the size of the batch and of the
 cache (and V is then summed up in f32, not f16); no repacked weights (``use_extra_bufts``), whose kernels differ for
 one row and for many, and of which the AMX ones crash on some machines.
+They suffice for the demo model, whose layers are Q4_1. A Gemma 3 in Q4_K_M (Q5_0, Q4_K, Q6_K and Q8_0 tensors) still
+gave other numbers in batches of 8 rows and more than in smaller ones, so its greedy texts may depend on company.
 """
 
 from __future__ import annotations
@@ -597,7 +599,25 @@ def _text(read: Any, handle: Any) -> str:
 
 
 def _build_of(low: Any) -> tuple[int, str]:
-    """Return llama.cpp's build number and commit, as far as the library tells: ``b1234-abcdef`` or a bare version."""
+    """
+    Return llama.cpp's build number and which library it is.
+
+    The number is 0 unless the library says ``b1234-abcdef``: what llama-cpp-python builds has a version, and no number.
+    """
     said = low.llama_version().decode() if hasattr(low, "llama_version") else ""
     number, _, commit = said.removeprefix("b").partition("-")
-    return (int(number), commit) if number.isdigit() else (0, said or "unknown")
+    if number.isdecimal():
+        return int(number), commit
+    parts = [("llama-cpp-python", importlib.import_module("llama_cpp").__version__), ("llama.cpp", said)]
+    parts += [("ggml", _ggml_says("ggml_version")), ("ggml-commit", _ggml_says("ggml_commit"))]
+    return 0, " ".join(f"{name}/{version}" for name, version in parts if version)
+
+
+def _ggml_says(name: str) -> str:
+    """Return the text of a function of ggml without arguments, '' if this build of it has none of that name."""
+    try:
+        function = getattr(importlib.import_module("llama_cpp._ggml").libggml, name)
+    except (ImportError, AttributeError):
+        return ""
+    function.restype = ctypes.c_char_p
+    return (function() or b"").decode("utf-8", "replace")

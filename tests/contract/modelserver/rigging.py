@@ -22,9 +22,11 @@ from faas.testing.fake_backend import FakeFile
 from faas.testing.fake_backend import open_backend as open_fake
 from faas.wire.framing import Channel
 from faas.wire.models import (
+    MODEL_PROTOCOL_VERSION,
     ClientHello,
     Describe,
     Final,
+    Finish,
     FromModelServer,
     Generate,
     ModelStats,
@@ -117,12 +119,14 @@ class Answer:
         self.tokens: list[int] = []
         self.pieces: list[bytes] = []
         self.probs: list[Any] = []
+        self.finishes: list[Finish | None] = []
         self.final = Final(0, "failed")  # type: ignore[arg-type]
 
     def add(self, piece: Piece) -> None:
         self.tokens += piece.tokens
         self.pieces += piece.pieces
         self.probs += piece.probs
+        self.finishes += [*[None] * (len(piece.tokens) - 1), piece.finish]
 
     @property
     def text(self) -> bytes:
@@ -157,7 +161,9 @@ class Rig:
         self.owner.start()
         await self.server.listen(self.socket)
 
-    async def connect(self, client: str = "test", *, token: str = TOKEN, protocol: int = 1) -> Client:
+    async def connect(
+        self, client: str = "test", *, token: str = TOKEN, protocol: int = MODEL_PROTOCOL_VERSION
+    ) -> Client:
         reader, writer = await asyncio.open_unix_connection(self.socket)
         channel: Channel[Any] = Channel(reader, writer, FromModelServer)
         try:

@@ -14,9 +14,12 @@ import pytest
 from rigging import ENDLESS, TOKEN, MakeRig, demo_model, needs_llama, wait_for
 
 from faas.errors import PeerGoneError
+from faas.nn.errno import NnErrno, to_nn_error
+from faas.problems import from_problem
 from faas.testing.fake_backend import FakeFile
 from faas.wire.framing import MAX_FRAME_BYTES, Channel
 from faas.wire.models import (
+    MODEL_PROTOCOL_VERSION,
     ClientHello,
     Describe,
     Final,
@@ -40,7 +43,7 @@ async def test_hello_tells_the_backend_and_the_models(make_rig: MakeRig) -> None
     assert [(card.name, card.loaded) for card in client.hello.models] == [("a", False), ("b", False)]
 
 
-@pytest.mark.parametrize("hello", [{"token": "wrong"}, {"protocol": 2}])
+@pytest.mark.parametrize("hello", [{"token": "wrong"}, {"protocol": MODEL_PROTOCOL_VERSION + 1}])
 async def test_a_wrong_hello_closes_the_connection(make_rig: MakeRig, hello: dict[str, object]) -> None:
     rig = await make_rig()
     with pytest.raises(PeerGoneError):
@@ -66,7 +69,7 @@ async def test_garbage_closes_its_connection_and_nothing_else(
     reader, writer = await asyncio.open_unix_connection(rig.socket)
     if after_hello:
         channel: Channel[ServerHello] = Channel(reader, writer, FromModelServer)
-        await channel.send(ClientHello(1, "x", TOKEN))
+        await channel.send(ClientHello(MODEL_PROTOCOL_VERSION, "x", TOKEN))
         await channel.receive()
     writer.write(garbage)
     writer.write_eof()
@@ -240,7 +243,7 @@ async def test_the_process_ends_when_control_goes_away(tmp_path: Path) -> None:
         assert os.stat(process.socket).st_mode & 0o077 == 0
         reader, writer = await asyncio.open_unix_connection(process.socket)
         channel: Channel[object] = Channel(reader, writer, FromModelServer)
-        await channel.send(ClientHello(1, "control", TOKEN))
+        await channel.send(ClientHello(MODEL_PROTOCOL_VERSION, "control", TOKEN))
         hello = await channel.receive()
         assert isinstance(hello, ServerHello)
         assert hello.pid == process.popen.pid
@@ -269,3 +272,43 @@ async def test_the_process_refuses_unknown_settings(tmp_path: Path) -> None:
         assert await process.wait() == 2
     finally:
         process.dispose()
+
+
+def model_file(kind: str, path: Path) -> Path:
+    """Return *path*, which is now a model of that kind."""
+    demo = demo_model() if kind == "llama" else None
+    if demo is None:
+        path.write_bytes(b"{}")
+    else:
+        path.symlink_to(demo)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["fake", pytest.param("llama", marks=needs_llama)])
+async def test_a_file_that_vanished_before_its_first_use_is_told_from_a_broken_one(
+    make_rig: MakeRig, tmp_path: Path, kind: str
+) -> None:
+    files = {name: model_file(kind, tmp_path / name) for name in ("gone", "broken")}
+    client = await (await make_rig(kind, files=files)).connect()
+    for path in files.values():
+        path.unlink()
+    files["broken"].write_bytes(b"this is no model at all")
+    errnos = []
+    for name in files:
+        final = await client.ask(Describe, name, load=True)
+        assert final.problem is not None
+        assert final.problem["code"] == "model-file-invalid"
+        told = to_nn_error(from_problem(final.problem))
+        assert told is not None
+        errnos.append(told.errno)
+    assert errnos == [NnErrno.MODEL_NOT_FOUND, NnErrno.INVALID_ARGUMENT]
+
+
+@pytest.mark.parametrize("kind", ["fake", pytest.param("llama", marks=needs_llama)])
+async def test_a_file_that_comes_back_is_loaded(make_rig: MakeRig, tmp_path: Path, kind: str) -> None:
+    path, aside = model_file(kind, tmp_path / "m"), tmp_path / "aside"
+    client = await (await make_rig(kind, files={"m": path})).connect()
+    path.rename(aside)
+    assert (await client.ask(Describe, "m", load=True)).problem is not None
+    aside.rename(path)
+    assert (await client.ask(Describe, "m", load=True)).cards[0].loaded

@@ -31,6 +31,7 @@ async def test_generation_ends_with_eog_when_the_model_ends_it(france: Client) -
     assert answer.final.finish is Finish.EOG
     assert answer.final.n_generated_tokens == len(answer.tokens)
     assert answer.pieces[-1] == b""
+    assert answer.finishes == [*[None] * (len(answer.tokens) - 1), Finish.EOG]
 
 
 async def test_render_special_shows_the_end_of_generation_token(france: Client) -> None:
@@ -41,7 +42,14 @@ async def test_render_special_shows_the_end_of_generation_token(france: Client) 
 async def test_generation_ends_with_length_after_max_tokens(client: Client) -> None:
     answer = await client.generate(PARIS, max_tokens=5, sampling=ENDLESS)
     assert answer.final.finish is Finish.LENGTH
-    assert len(answer.tokens) == 5
+    assert answer.finishes == [None, None, None, None, Finish.LENGTH]
+
+
+async def test_the_model_does_not_end_a_generation_that_ignores_its_end(france: Client) -> None:
+    answer = await france.generate(PARIS, max_tokens=40, sampling=ENDLESS)
+    assert answer.text.startswith(b"The capital of France is Paris.")
+    assert answer.final.finish is Finish.LENGTH
+    assert len(answer.tokens) == 40
 
 
 async def test_max_tokens_zero_generates_nothing(client: Client) -> None:
@@ -55,6 +63,7 @@ async def test_stop_string_ends_the_generation_and_stays_out_of_the_text(france:
     answer = await france.generate(PARIS, stop=(b"France is",))
     assert answer.final.finish is Finish.STOP
     assert answer.text == b"The capital of "
+    assert answer.finishes[-1] is Finish.STOP
 
 
 async def test_stop_string_stays_in_the_text_when_not_hidden(france: Client) -> None:
@@ -67,6 +76,7 @@ async def test_text_that_only_begins_like_a_stop_string_is_not_lost(france: Clie
     answer = await france.generate(PARIS, stop=(b"France was", b"Paris. And"))
     assert answer.final.finish is Finish.EOG
     assert answer.text == b"The capital of France is Paris."
+    assert answer.finishes == [*[None] * (len(answer.tokens) - 1), Finish.EOG]
 
 
 async def test_cancel_ends_the_generation_soon(rig: Rig) -> None:
@@ -95,6 +105,7 @@ async def test_context_full_ends_the_generation_with_the_text_so_far(client: Cli
     answer = await client.generate(PARIS, sampling=ENDLESS, n_ctx=100)
     assert answer.final.finish is Finish.CONTEXT_FULL
     assert answer.final.n_prompt_tokens + len(answer.tokens) == 101
+    assert answer.finishes == [*[None] * (len(answer.tokens) - 1), Finish.CONTEXT_FULL]
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,15 @@ async def test_models_are_added_listed_and_removed(host, gguf, monkeypatch):
     assert (gone.code, gone.err.count("\n")) == (1, 1)
 
 
+async def test_hashing_shows_a_bar_on_a_terminal_and_nothing_elsewhere(host, gguf, monkeypatch):
+    assert (await host("models", "add", "a", gguf("one.gguf"))).err == ""
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    shown = (await host("models", "add", "b", gguf("two.gguf", "other"))).err
+    assert "hash two.gguf" in shown
+    assert "320/320 bytes" in shown
+    assert (await host("models", "add", "c", gguf("three.gguf", "third"), "--json")).err == ""
+
+
 async def test_model_that_is_none_is_an_error_line(host, tmp_path):
     (tmp_path / "x.gguf").write_bytes(b"this is no model at all, whatever its name")
     ended = await host("models", "add", "a", tmp_path / "x.gguf")

@@ -41,6 +41,7 @@ from faas.wire.messages import (
     Prepare,
     Prepared,
     Ready,
+    Spent,
     Table,
 )
 from faas.wire.models import (
@@ -69,6 +70,7 @@ class FakeWorker:
         self.index = self.settings["worker"]
         self.tables = []
         self.models = self.keys = None
+        self.spent = []
         self.prepared = []
         self.answers = {}
         self.exit_code = asyncio.get_running_loop().create_future()
@@ -114,6 +116,9 @@ class FakeWorker:
                 message = await self.channel.receive()
                 if isinstance(message, Models | Keys):
                     setattr(self, type(message).__name__.lower(), message)
+                    continue
+                if isinstance(message, Spent):
+                    self.spent.append(message.names)
                     continue
                 self.fleet.log.append((type(message).__name__.lower(), self.index))
                 if isinstance(message, Prepare):
@@ -363,7 +368,12 @@ class Bench:
     async def start(self):
         self.state = await SqliteState.open(self.home / "state.db", self.clock)
         self.deployer = Deployer(
-            state=self.state, store=self.store, compiler=self.compiler, fleet=self.supervisor, clock=self.clock
+            state=self.state,
+            store=self.store,
+            compiler=self.compiler,
+            fleet=self.supervisor,
+            clock=self.clock,
+            max_reserved=100,
         )
         self.keys = KeyRing(self.state, self.supervisor)
         self.models = ModelRegistry(

@@ -379,6 +379,23 @@ async def test_malformed_model_is_refused(bench, client, name, body, code):
     assert bench.models.known() == []
 
 
+async def test_addition_of_a_model_can_be_followed_line_by_line(bench, client, gguf):
+    path = gguf()
+    response = await client.put("/api/models/a", json={"path": str(path)}, headers=NDJSON)
+    *hashing, last = [json.loads(line) for line in (await response.text()).splitlines()]
+    assert hashing == [{"event": "hashing", "done_bytes": path.stat().st_size}]
+    assert last == {"event": "added", "model": await (await client.get("/api/models/a")).json()}
+
+
+async def test_refused_addition_of_a_model_ends_with_the_problem(bench, client, tmp_path):
+    response = await client.put("/api/models/a", json={"path": str(tmp_path / "none")}, headers=NDJSON)
+    (line,) = (await response.text()).splitlines()
+    failed = json.loads(line)
+    assert (failed["event"], failed["problem"]["code"]) == ("failed", "model-file-invalid")
+    assert failed["problem"]["missing"]
+    assert bench.models.known() == []
+
+
 async def test_deploy_warns_of_a_model_that_is_not_there(client, gguf):
     manifest = {"capabilities": {"models": ["a"]}}
     view = await (await client.put("/api/functions/hello", data=form(manifest))).json()
@@ -401,7 +418,15 @@ async def test_key_is_shown_once_then_only_its_numbers(bench, client):
     assert (key["name"], key["tokens_per_minute"], key["counters"]) == ("bot", 100, {"prompt_tokens": 2})
     assert (await (await client.get("/api/functions")).json())["functions"] == []
     assert (await client.delete("/api/keys/bot")).status == 204
-    assert (await problem_of(await client.delete("/api/keys/bot")))["code"] == "bad-request"
+    gone = await problem_of(await client.delete("/api/keys/bot"))
+    assert (gone["status"], gone["code"]) == (404, "key-not-found")
+
+
+@pytest.mark.parametrize("name", ["bot", "anonymous"])
+async def test_name_of_a_key_that_is_taken_is_refused(client, name):
+    await client.post("/api/keys", json={"name": "bot"})
+    problem = await problem_of(await client.post("/api/keys", json={"name": name}))
+    assert (problem["status"], problem["code"]) == (409, "key-taken")
 
 
 @pytest.mark.parametrize(

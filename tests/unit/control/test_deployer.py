@@ -207,17 +207,109 @@ async def test_cancel_after_the_commit_runs_to_the_end(bench):
     assert all(worker.generation == 2 for worker in bench.supervisor.workers())
 
 
-async def test_deploys_come_one_at_a_time(bench):
+async def test_deploys_are_compiled_side_by_side_and_tried_one_at_a_time(bench):
+    trying = asyncio.Event()
+    go_on = asyncio.Event()
+
+    async def on_prepare(worker, deployment):
+        trying.set()
+        await go_on.wait()
+
+    bench.fleet.on_prepare = on_prepare
     bench.compiler.may_go_on.clear()
-    first = asyncio.create_task(bench.deployer.deploy(bench.upload("a"), ignored))
-    await bench.compiler.entered.wait()
-    bench.compiler.entered.clear()
-    second = asyncio.create_task(bench.deployer.deploy(bench.upload("b"), ignored))
-    await asyncio.sleep(0)
-    assert not bench.compiler.entered.is_set()
+    deploys = []
+    for name in "ab":
+        bench.compiler.entered.clear()
+        deploys.append(asyncio.create_task(bench.deployer.deploy(bench.upload(name), ignored)))
+        await bench.compiler.entered.wait()
     bench.compiler.may_go_on.set()
-    await asyncio.gather(first, second)
+    await trying.wait()
+    assert {deployment.function for worker in bench.fleet.workers for deployment in worker.prepared} == {"a"}
+    go_on.set()
+    await asyncio.gather(*deploys)
     assert names(bench.fleet.workers[0].tables[-1]) == [("a", 1), ("b", 1)]
+
+
+async def test_refused_deploy_removes_no_file_of_one_that_is_not_committed_yet(bench):
+    compiled = asyncio.Event()
+    go_on = asyncio.Event()
+
+    async def on_prepare(worker, deployment):
+        compiled.set()
+        await go_on.wait()
+
+    bench.fleet.on_prepare = on_prepare
+    deploying = asyncio.create_task(bench.deployer.deploy(bench.upload("a"), ignored))
+    await compiled.wait()
+    stored = bench.stored()
+    bench.compiler.refuse = CompileFailedError("no")
+    with pytest.raises(CompileFailedError):
+        await bench.deployer.deploy(bench.upload("b", wasm=b"\0asm bb"), ignored)
+    assert bench.stored() == stored
+    go_on.set()
+    await deploying
+    assert bench.stored() == stored
+
+
+async def test_files_of_a_deploy_refused_beside_another_go_when_that_one_ends(bench, tmp_path):
+    compiled = asyncio.Event()
+    go_on = asyncio.Event()
+
+    async def on_prepare(worker, deployment):
+        if deployment.function == "b":
+            return StartFailedError("b does not start")
+        compiled.set()
+        await go_on.wait()
+
+    bench.fleet.on_prepare = on_prepare
+    deploying = asyncio.create_task(bench.deployer.deploy(bench.upload("a"), ignored))
+    await compiled.wait()
+    stored = bench.stored()
+    refused = asyncio.create_task(bench.deployer.deploy(bench.upload("b", wasm=b"\0asm bb"), ignored))
+    go_on.set()
+    await deploying
+    with pytest.raises(StartFailedError):
+        await refused
+    assert bench.stored() == stored
+
+
+async def test_deploy_given_up_while_it_waits_for_its_turn_leaves_nothing(bench):
+    trying = asyncio.Event()
+    go_on = asyncio.Event()
+
+    async def on_prepare(worker, deployment):
+        trying.set()
+        await go_on.wait()
+
+    bench.fleet.on_prepare = on_prepare
+    first = asyncio.create_task(bench.deployer.deploy(bench.upload("a"), ignored))
+    await trying.wait()
+    stored = bench.stored()
+    bench.compiler.entered.clear()
+    second = asyncio.create_task(bench.deployer.deploy(bench.upload("b", wasm=b"\0asm bb"), ignored))
+    await bench.compiler.entered.wait()
+    async with asyncio.timeout(5):
+        while bench.stored() == stored:
+            await asyncio.sleep(0.001)
+    second.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await second
+    go_on.set()
+    await first
+    assert bench.stored() == stored
+
+
+async def test_route_that_was_taken_while_a_module_compiled_is_refused_at_the_commit(bench):
+    bench.compiler.may_go_on.clear()
+    deploys = []
+    for name in "ab":
+        bench.compiler.entered.clear()
+        deploys.append(asyncio.create_task(bench.deployer.deploy(bench.upload(name, routes=["/x"]), ignored)))
+        await bench.compiler.entered.wait()
+    bench.compiler.may_go_on.set()
+    answers = await asyncio.gather(*deploys, return_exceptions=True)
+    assert [type(answer).__name__ for answer in answers] == ["Deployment", "RouteTakenError"]
+    assert names(bench.fleet.workers[0].tables[-1]) == [("a", 1)]
 
 
 async def test_remove_takes_the_function_from_every_worker_and_its_files_from_the_disk(bench):
@@ -374,3 +466,13 @@ async def test_sweep_while_an_artifact_is_made_again_harms_neither(bench):
     bench.store.open_native(deployment.artifact_key).unlink()
     await asyncio.gather(bench.deployer.remake(deployment), bench.deployer.remove("other"))
     assert bench.store.has_native(deployment.artifact_key)
+
+
+async def test_functions_may_not_reserve_more_instances_than_there_are_to_reserve(bench):
+    def reserving(name, n):
+        return bench.upload(name, wasm=b"\0asm " + name.encode(), limits={"reserved_concurrency": n})
+
+    await bench.deployer.deploy(reserving("one", 60), ignored)
+    with pytest.raises(ManifestError, match="other functions have 60"):
+        await bench.deployer.deploy(reserving("two", 50), ignored)
+    await bench.deployer.deploy(reserving("one", 100), ignored)

@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from faas.errors import BadRequestError
+from faas.errors import KeyNotFoundError, KeyTakenError
 from faas.wire.messages import ApiKey
 
 
@@ -27,15 +27,15 @@ async def test_removed_key_is_forgotten_by_every_worker(bench):
 
 async def test_name_is_taken_once_and_removed_once(bench):
     await bench.keys.add("a", 0)
-    with pytest.raises(BadRequestError, match="faas keys remove a"):
+    with pytest.raises(KeyTakenError, match="faas keys remove a"):
         await bench.keys.add("a", 0)
     await bench.keys.remove("a")
-    with pytest.raises(BadRequestError, match="faas keys list"):
+    with pytest.raises(KeyNotFoundError, match="faas keys list"):
         await bench.keys.remove("a")
 
 
 async def test_name_of_those_without_a_key_is_taken(bench):
-    with pytest.raises(BadRequestError, match="another name"):
+    with pytest.raises(KeyTakenError, match="another name"):
         await bench.keys.add("anonymous", 0)
 
 

@@ -9,7 +9,7 @@ import pytest
 from faas.control.supervisor import MAX_FAILED_STARTS, WorkerState
 from faas.errors import PeerGoneError, WorkerLostError
 from faas.wire.framing import Channel
-from faas.wire.messages import PROTOCOL_VERSION, ApiKey, FromControl, Hello, Lines, Models, Stats
+from faas.wire.messages import PROTOCOL_VERSION, ApiKey, FromControl, Hello, Lines, Models, Spending, Spent, Stats
 
 
 async def until(condition):
@@ -211,3 +211,51 @@ async def test_worker_that_can_not_be_spawned_for_an_unknown_reason_is_tried_aga
     assert states(bench) == ["serving"]
     assert bench.pauses == [0.05, 0.1]
     await bench.stop()
+
+
+async def test_worker_hears_what_the_others_spent_and_not_what_it_did_itself(bench):
+    first, second = bench.fleet.workers
+    await first.send(Spent({"f": Spending(5, 60, 2)}))
+    await until(lambda: second.spent[1:])
+    await second.send(Spent({"f": Spending(7, 60)}))
+    await until(lambda: first.spent[1:])
+    assert first.spent == [{}, {"f": Spending(7, 60)}]
+    assert second.spent == [{}, {"f": Spending(5, 60)}]
+
+
+async def test_worker_that_starts_later_is_told_first_what_is_spent(bench):
+    first, second = bench.fleet.workers
+    await first.send(Spent({"f": Spending(50, 60, 20), "g": Spending(1_000_000, 600)}))
+    await until(lambda: second.spent[1:])
+    first.die()
+    await until(lambda: len(bench.fleet.workers) == 3 and states(bench) == ["serving", "serving"])
+    late = bench.fleet.workers[2]
+    await until(lambda: late.spent)
+    # Up to a second may have passed, in which "f" earned a token and "g" ten.
+    assert 28 <= late.spent[0]["f"].n_tokens <= 30
+    assert 999_900 <= late.spent[0]["g"].n_tokens <= 1_000_000
+    assert second.spent[2] == {"f": Spending(-20, 60)}
+
+
+async def test_what_was_spent_while_a_worker_is_slow_to_read_is_added_up_for_it(bench, monkeypatch):
+    first, second = bench.fleet.workers
+    gate, entered, sent = asyncio.Event(), asyncio.Event(), []
+    send = Channel.send
+
+    async def slow(channel, message):
+        if isinstance(message, Spent) and channel in bench.supervisor._channels:
+            sent.append(message.names)
+            entered.set()
+            await gate.wait()
+        await send(channel, message)
+
+    monkeypatch.setattr(Channel, "send", slow)
+    await first.send(Spent({"f": Spending(1, 60)}))
+    await entered.wait()
+    for n_tokens in (2, 3, 4):
+        await first.send(Spent({"f": Spending(n_tokens, 60)}))
+    await first.send(Stats({"f": {"invocations": 1}}, {}))
+    await until(bench.counts.totals)
+    gate.set()
+    await until(lambda: len(second.spent) == 3)
+    assert sent == [{"f": Spending(1, 60)}, {"f": Spending(9, 60)}]

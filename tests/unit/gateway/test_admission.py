@@ -1,19 +1,29 @@
-"""Admission: never more than allowed, first come first served, and nobody waits for ever."""
+"""Admission: never more than allowed, fair by what each holds, and nobody waits for ever or in vain."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faas.errors import OverloadedError
+from faas.errors import ConcurrencyLimitError, OverloadedError
 from faas.gateway.admission import Admission, Permits
 
 
 def admission(slots: int = 1, *, max_queue: int = 10, queue_timeout_s: float = 10.0) -> Admission:
     return Admission(slots, max_queue=max_queue, queue_timeout_s=queue_timeout_s)
+
+
+_names = (f"f{n}" for n in itertools.count())
+
+
+def function(gate: Admission, limit: int = 9, name: str = "", **settings: Any) -> Permits:
+    """Return the permits of function *name*, by default of one that the gate did not know."""
+    return gate.configure(name or next(_names), limit=limit, **settings)
 
 
 async def turns() -> None:
@@ -24,18 +34,20 @@ async def turns() -> None:
 
 def test_no_more_than_the_hosts_slots_run_at_once() -> None:
     gate = admission(2)
-    assert [gate.try_acquire(Permits(9)) for _ in range(3)] == [True, True, False]
+    assert [gate.try_acquire(function(gate, 9)) for _ in range(3)] == [True, True, False]
 
 
 def test_no_more_than_a_functions_own_limit_run_at_once() -> None:
-    gate, mine, other = admission(9), Permits(1), Permits(9)
+    gate = admission(9)
+    mine, other = function(gate, 1), function(gate, 9)
     assert gate.try_acquire(mine)
     assert not gate.try_acquire(mine)
     assert gate.try_acquire(other)
 
 
 def test_a_permit_that_is_given_back_can_be_taken_again() -> None:
-    gate, permits = admission(), Permits(1)
+    gate = admission()
+    permits = function(gate, 1)
     for _ in range(3):
         assert gate.try_acquire(permits)
         gate.release(permits)
@@ -43,7 +55,8 @@ def test_a_permit_that_is_given_back_can_be_taken_again() -> None:
 
 
 async def test_those_who_wait_are_served_in_the_order_they_came() -> None:
-    gate, permits = admission(), Permits(9)
+    gate = admission()
+    permits = function(gate, 9)
     served: list[int] = []
 
     async def request(i: int) -> None:
@@ -63,18 +76,20 @@ async def test_those_who_wait_are_served_in_the_order_they_came() -> None:
 
 
 async def test_a_newcomer_does_not_overtake_those_who_wait() -> None:
-    gate, permits = admission(2), Permits(9)
+    gate = admission(2)
+    permits = function(gate, 9)
     assert gate.try_acquire(permits)
     assert gate.try_acquire(permits)
     waiting = asyncio.create_task(gate.acquire(permits))
     await turns()
     gate.release(permits)
-    assert not gate.try_acquire(Permits(9))
+    assert not gate.try_acquire(function(gate, 9))
     await waiting
 
 
 async def test_a_function_at_its_limit_does_not_hold_up_those_behind_it() -> None:
-    gate, busy, other = admission(2), Permits(1), Permits(1)
+    gate = admission(2)
+    busy, other = function(gate, 1), function(gate, 1)
     gate.try_acquire(busy)
     first = asyncio.create_task(gate.acquire(busy))
     await turns()
@@ -85,16 +100,18 @@ async def test_a_function_at_its_limit_does_not_hold_up_those_behind_it() -> Non
 
 
 async def test_a_wait_over_the_deadline_is_overloaded_and_leaves_no_trace() -> None:
-    gate, permits = admission(queue_timeout_s=0.01), Permits(9)
+    gate = admission(queue_timeout_s=0.01)
+    permits = function(gate, 9)
     gate.try_acquire(permits)
     with pytest.raises(OverloadedError) as raised:
         await gate.acquire(permits)
-    assert raised.value.retry_after_s == 0.01
+    assert raised.value.retry_after_s > 0
     assert (gate.active, gate.queued, permits.used) == (1, 0, 1)
 
 
 async def test_a_full_queue_refuses_at_once() -> None:
-    gate, permits = admission(max_queue=1), Permits(9)
+    gate = admission(max_queue=1)
+    permits = function(gate, 9)
     gate.try_acquire(permits)
     waiting = asyncio.create_task(gate.acquire(permits))
     await turns()
@@ -104,8 +121,128 @@ async def test_a_full_queue_refuses_at_once() -> None:
     await asyncio.gather(waiting, return_exceptions=True)
 
 
+async def test_a_function_with_a_full_queue_of_its_own_is_refused_while_others_wait() -> None:
+    gate = admission()
+    small, other = function(gate, 9, max_queue=1), function(gate, 9)
+    gate.try_acquire(other)
+    waiting = [asyncio.create_task(gate.acquire(permits)) for permits in (small, other, other)]
+    await turns()
+    with pytest.raises(OverloadedError):
+        await gate.acquire(small)
+    assert gate.queued == 3
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_a_function_at_its_own_limit_is_told_so() -> None:
+    gate = admission(9, max_queue=0)
+    permits = function(gate, 1)
+    gate.try_acquire(permits)
+    with pytest.raises(ConcurrencyLimitError, match=r"limits\.max_concurrency"):
+        await gate.acquire(permits)
+
+
+async def test_who_would_wait_longer_than_allowed_is_refused_at_once_with_the_time_it_takes() -> None:
+    gate = admission(9, queue_timeout_s=5)
+    permits = function(gate, 2)
+    for _ in range(2):
+        gate.try_acquire(permits)
+    gate.release(permits, held_s=4.0)
+    gate.try_acquire(permits)
+    # Two run, 4 s each: the first two waiters may be lucky, the third would wait for 6 s.
+    waiting = [asyncio.create_task(gate.acquire(permits)) for _ in range(2)]
+    await turns()
+    with pytest.raises(ConcurrencyLimitError) as raised:
+        await gate.acquire(permits)
+    assert raised.value.retry_after_s == 6.0
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_the_service_time_follows_what_is_seen() -> None:
+    gate = admission()
+    permits = function(gate, 1)
+    for held_s in (1.0, 1.0, 2.0):
+        gate.try_acquire(permits)
+        gate.release(permits, held_s=held_s)
+    assert permits.service_s == pytest.approx(1.2)
+
+
+async def test_a_freed_slot_goes_to_who_holds_the_fewest_by_weight() -> None:
+    gate = admission(7)
+    slow, quick, heavy = function(gate, 9), function(gate, 9), function(gate, 9, weight=3)
+    for permits in (slow, slow, slow, slow, quick, heavy, heavy):
+        assert gate.try_acquire(permits)
+    served: list[str] = []
+
+    async def request(name: str, permits: Permits) -> None:
+        await gate.acquire(permits)
+        served.append(name)
+
+    names = {"slow": slow, "quick": quick, "heavy": heavy}
+    tasks = [asyncio.create_task(request(name, names[name])) for name in ("slow", "quick", "heavy", "heavy")]
+    await turns()
+    for _ in range(3):
+        gate.release(slow)
+        await turns()
+    # The first: slow holds 3, quick 1, heavy 2 of weight 3. The second: heavy holds as much for its weight as quick,
+    # and has just had a turn. The third: slow is down to 1.
+    assert served == ["heavy", "quick", "slow"]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def test_reserved_slots_are_kept_for_their_function() -> None:
+    gate = admission(4)
+    mine, other = function(gate, 9, reserved=2), function(gate, 9)
+    assert [gate.try_acquire(other) for _ in range(3)] == [True, True, False]
+    assert [gate.try_acquire(mine) for _ in range(3)] == [True, True, False]
+
+
+@pytest.mark.parametrize("end", ["configure", "forget"])
+async def test_a_reservation_that_ends_frees_its_slots_for_those_who_wait(end: str) -> None:
+    gate = admission(1)
+    function(gate, 9, "mine", reserved=1)
+    other = function(gate)
+    waiting = asyncio.create_task(gate.acquire(other))
+    await turns()
+    assert gate.queued == 1
+    if end == "configure":
+        function(gate, 9, "mine", reserved=0)
+    else:
+        gate.forget("mine")
+    await asyncio.wait_for(waiting, 1)
+    assert (gate.active, other.used) == (1, 1)
+
+
+async def test_a_raised_limit_lets_those_in_who_wait() -> None:
+    gate = admission()
+    permits = function(gate, 1, "mine")
+    gate.slots = 2
+    gate.try_acquire(permits)
+    waiting = asyncio.create_task(gate.acquire(permits))
+    await turns()
+    assert function(gate, 2, "mine") is permits
+    await asyncio.wait_for(waiting, 1)
+
+
+async def test_what_runs_of_a_forgotten_function_still_counts_until_it_ends() -> None:
+    gate = admission(1)
+    permits = function(gate, 9, "mine", reserved=1)
+    gate.try_acquire(permits)
+    gate.forget("mine")
+    other = function(gate)
+    assert not gate.try_acquire(other)
+    gate.release(permits)
+    assert gate.try_acquire(other)
+
+
 async def test_who_is_cancelled_in_the_queue_leaves_it() -> None:
-    gate, permits = admission(), Permits(9)
+    gate = admission()
+    permits = function(gate, 9)
     gate.try_acquire(permits)
     leaver, stayer = (asyncio.create_task(gate.acquire(permits)) for _ in range(2))
     await turns()
@@ -119,7 +256,8 @@ async def test_who_is_cancelled_in_the_queue_leaves_it() -> None:
 
 
 async def test_who_is_cancelled_in_the_moment_of_getting_a_permit_hands_it_on() -> None:
-    gate, permits = admission(), Permits(9)
+    gate = admission()
+    permits = function(gate, 9)
     gate.try_acquire(permits)
     leaver, stayer = (asyncio.create_task(gate.acquire(permits)) for _ in range(2))
     await turns()
@@ -131,7 +269,8 @@ async def test_who_is_cancelled_in_the_moment_of_getting_a_permit_hands_it_on() 
 
 
 async def test_waiting_for_idle_ends_with_the_last_permit() -> None:
-    gate, permits = admission(2), Permits(9)
+    gate = admission(2)
+    permits = function(gate, 9)
     await asyncio.wait_for(gate.wait_idle(), 1)
     gate.try_acquire(permits)
     gate.try_acquire(permits)
@@ -145,7 +284,8 @@ async def test_waiting_for_idle_ends_with_the_last_permit() -> None:
 
 
 async def test_giving_up_on_idle_is_fine() -> None:
-    gate, permits = admission(), Permits(9)
+    gate = admission()
+    permits = function(gate, 9)
     gate.try_acquire(permits)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(gate.wait_idle(), 0.01)
@@ -155,10 +295,11 @@ async def test_giving_up_on_idle_is_fine() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(["come", "go", "leave"]), st.integers(0, 5)), max_size=40))
 def test_whatever_comes_and_goes_the_books_balance(steps: list[tuple[str, int]]) -> None:
-    """Two slots, three functions of limit one: arrivals, departures and cancellations in any order."""
+    """Two slots, three functions of limit one, one with a reserved slot: whatever comes, leaves or gives up."""
 
     async def run() -> None:
-        gate, functions = admission(2, max_queue=4), [Permits(1) for _ in range(3)]
+        gate = admission(2, max_queue=4)
+        functions = [function(gate, 1), function(gate, 1), function(gate, 1, reserved=1)]
         tasks: list[asyncio.Task[None]] = []
         running: list[Permits] = []
 
@@ -176,6 +317,7 @@ def test_whatever_comes_and_goes_the_books_balance(steps: list[tuple[str, int]])
             if n % 2:
                 await turns()
             assert gate.active == sum(permits.used for permits in functions) <= 2
+            assert sum(permits.used for permits in functions[:2]) <= 1  # one slot is the third one's
             assert all(permits.used <= 1 for permits in functions)
             assert gate.queued <= 4
         await turns()

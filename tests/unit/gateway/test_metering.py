@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from faas.errors import QuotaExceededError
-from faas.gateway.metering import Meter
+from faas.errors import PeerGoneError, QuotaExceededError
+from faas.gateway.metering import REPORT_S, Meter
+from faas.wire.messages import Spending, Spent
 
 
 class FakeClock:
@@ -126,11 +129,109 @@ def test_a_new_limit_holds_at_once(clock: FakeClock) -> None:
         spend(meter, 1, 0, limit=30)
 
 
+def elsewhere(n_tokens: int, limit: int = 60, name: str = "f") -> Spent:
+    return Spent({name: Spending(n_tokens, limit)})
+
+
 def test_what_others_spent_counts_for_the_limit_only(clock: FakeClock) -> None:
     meter = Meter(clock)
     spend(meter, 1, 0)
-    meter.spent_elsewhere("f", 59)
-    meter.spent_elsewhere("unknown", 5)
+    meter.spent_elsewhere(elsewhere(59))
     with pytest.raises(QuotaExceededError):
         spend(meter, 1, 0)
     assert meter.stats()["f"]["prompt_tokens"] == 1
+
+
+def test_a_name_that_was_only_used_elsewhere_is_refused_and_waits_as_long_as_there(clock: FakeClock) -> None:
+    meter = Meter(clock)
+    meter.spent_elsewhere(elsewhere(100))
+    clock.now += 10
+    with pytest.raises(QuotaExceededError) as caught:
+        spend(meter, 1, 0)
+    assert caught.value.retry_after_s == pytest.approx(31)
+    assert meter.stats() == {}
+    clock.now += 31.1
+    spend(meter, 1, 0)
+
+
+def test_time_in_which_a_bucket_was_full_does_not_pay_for_what_is_spent_elsewhere_later(clock: FakeClock) -> None:
+    meter = Meter(clock)
+    spend(meter, 1, 0)
+    clock.now += 3600
+    meter.spent_elsewhere(elsewhere(60))
+    with pytest.raises(QuotaExceededError):
+        spend(meter, 1, 0)
+
+
+def test_what_is_given_back_elsewhere_may_be_spent_here(clock: FakeClock) -> None:
+    meter = Meter(clock)
+    meter.spent_elsewhere(elsewhere(60))
+    meter.spent_elsewhere(elsewhere(-60))
+    spend(meter, 60, 0)
+
+
+def test_what_was_spent_is_reported_once_with_its_limit(clock: FakeClock) -> None:
+    meter = Meter(clock)
+    spend(meter, 5, 2)
+    spend(meter, 9, 0, limit=600, name="key:k")
+    assert meter.take_unreported() == Spent({"f": Spending(7, 60), "key:k": Spending(9, 600)})
+    assert meter.take_unreported() == Spent({})
+
+
+def test_names_without_a_limit_and_what_others_spent_are_not_reported(clock: FakeClock) -> None:
+    meter = Meter(clock)
+    spend(meter, 5, 2, limit=0)
+    meter.spent_elsewhere(elsewhere(5))
+    assert meter.take_unreported() == Spent({})
+
+
+def test_what_is_held_is_reported_as_taken_until_it_is_known(clock: FakeClock) -> None:
+    meter = Meter(clock)
+    charge = meter.begin("f", tokens_per_minute=60, n_prompt_bytes=160)
+    assert meter.take_unreported().names["f"] == Spending(40, 60, 40)
+    charge.prompt(10)
+    assert meter.take_unreported().names["f"] == Spending(0, 60, 30)
+    charge.close()
+    assert meter.take_unreported().names["f"] == Spending(-30, 60, 0)
+
+
+async def test_reports_come_at_once_then_at_most_one_an_interval_and_none_while_nothing_is_spent(
+    clock: FakeClock,
+) -> None:
+    meter = Meter(clock)
+    sent: asyncio.Queue[Spent] = asyncio.Queue()
+    pauses: asyncio.Queue[float] = asyncio.Queue()
+    over = asyncio.Semaphore(0)
+
+    async def sleep(pause_s: float) -> None:
+        pauses.put_nowait(pause_s)
+        await over.acquire()
+
+    task = asyncio.create_task(meter.report(sent.put, sleep))
+    spend(meter, 1, 0)
+    assert (await sent.get()).names["f"].n_tokens == 1
+    assert await pauses.get() == REPORT_S
+    spend(meter, 2, 0)
+    spend(meter, 3, 0)
+    assert sent.empty()
+    over.release()
+    assert (await sent.get()).names["f"].n_tokens == 5
+    await pauses.get()
+    over.release()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert sent.empty()
+    assert pauses.empty()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_reporting_ends_with_the_control_process(clock: FakeClock) -> None:
+    meter = Meter(clock)
+
+    async def send(_: Spent) -> None:
+        raise PeerGoneError("gone")
+
+    spend(meter, 1, 0)
+    async with asyncio.timeout(5):
+        await meter.report(send)

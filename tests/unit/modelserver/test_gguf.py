@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import struct
 from pathlib import Path
 
@@ -59,11 +60,16 @@ def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(ModelFileError, match=r"m\.gguf"):
         read_gguf(path)
+    with pytest.raises(ModelFileError) as caught:
+        read_gguf(path)
+    assert "missing" not in caught.value.facts
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match="No such file"):
-        read_gguf(tmp_path / "none")
+    for read in (read_gguf, digest_of):
+        with pytest.raises(ModelFileError, match="No such file") as caught:
+            read(tmp_path / "none")
+        assert caught.value.facts["missing"]
 
 
 @given(st.integers(0, len(WHOLE)))
@@ -86,6 +92,14 @@ def test_noise_after_the_magic_never_raises_anything_else(noise: bytes) -> None:
     for version in (2, 3):
         with contextlib.suppress(ModelFileError):
             parse_gguf(b"GGUF" + struct.pack("<I", version) + noise)
+
+
+def test_hashing_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("faas.modelserver.gguf._HASH_STEP_BYTES", 4)
+    (tmp_path / "m").write_bytes(b"ten bytes.")
+    told: list[int] = []
+    assert digest_of(tmp_path / "m", on_read=told.append) == hashlib.sha256(b"ten bytes.").hexdigest()
+    assert told == [4, 8, 10]
 
 
 def test_digest_is_remembered_until_the_file_changes(tmp_path: Path) -> None:

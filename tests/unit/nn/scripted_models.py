@@ -8,7 +8,17 @@ from typing import Any
 from faas.errors import FaasError
 from faas.nn.client import Generation
 from faas.problems import to_problem
-from faas.wire.models import Embed, Final, Finish, Generate, ModelCard, Piece, ServerHello, Tokenize
+from faas.wire.models import (
+    MODEL_PROTOCOL_VERSION,
+    Embed,
+    Final,
+    Finish,
+    Generate,
+    ModelCard,
+    Piece,
+    ServerHello,
+    Tokenize,
+)
 
 N_CTX = 512
 
@@ -27,7 +37,7 @@ class ScriptedModels:
     def __init__(
         self, pieces: Sequence[bytes] = (b"a", b"b", b"<|im_end|>"), finish: Finish = Finish.EOG, *, n_ctx: int = N_CTX
     ) -> None:
-        self.hello: ServerHello | None = ServerHello(1, 1, "scripted", 8757, "c0ffee", ())
+        self.hello: ServerHello | None = ServerHello(MODEL_PROTOCOL_VERSION, 1, "scripted", 8757, "c0ffee", ())
         self.pieces = list(pieces)
         self.finish = finish
         self.cards = (card(n_ctx=n_ctx),)
@@ -50,10 +60,11 @@ class ScriptedModels:
             generation.finish(Final(generation.id, Finish.FAILED, n_prompt, problem=to_problem(self.failure)))
             return generation
         pieces = self.pieces if request.max_tokens < 0 else self.pieces[: request.max_tokens]
+        finish = self.finish if len(pieces) == len(self.pieces) else Finish.LENGTH
         for start in range(0, len(pieces), self.batch):
             some = tuple(pieces[start : start + self.batch])
-            generation.arrive(Piece(generation.id, tuple(range(len(some))), some, n_prompt, 0))
-        finish = self.finish if len(pieces) == len(self.pieces) else Finish.LENGTH
+            ends = finish if start + self.batch >= len(pieces) else None
+            generation.arrive(Piece(generation.id, tuple(range(len(some))), some, n_prompt, 0, finish=ends))
         generation.finish(Final(generation.id, finish, n_prompt, 0, len(pieces)))
         return generation
 

@@ -393,7 +393,7 @@ async def test_stats_are_handed_on(server: Server) -> None:
 async def test_a_server_that_talks_nonsense_is_left_and_tried_again(server: Server) -> None:
     async with connected(server) as (client, channel):
         generation = client.generate(request())
-        await channel.send(ClientHello(1, "not", "yours"))
+        await channel.send(ClientHello(MODEL_PROTOCOL_VERSION, "not", "yours"))
         with pytest.raises(ModelUnavailableError):
             await anext(generation)
         await client.wait_ready()

@@ -12,7 +12,14 @@ import msgspec
 import pytest
 
 from faas.clock import SystemClock
-from faas.errors import BadRequestError, FunctionNotFoundError, ModelNotFoundError, RouteTakenError, StateError
+from faas.errors import (
+    FunctionNotFoundError,
+    KeyNotFoundError,
+    KeyTakenError,
+    ModelNotFoundError,
+    RouteTakenError,
+    StateError,
+)
 from faas.invocation import Kind
 from faas.manifest import manifest_from_builtins
 from faas.state.base import FileMark, KeyEntry, ModelEntry, NewVersion
@@ -160,10 +167,10 @@ async def test_keys_come_back_as_they_went_in_and_names_are_taken_once(state):
     kept = await state.add_key(KeyEntry("b", "h1", 5))
     other = await state.add_key(KeyEntry("a", "h2"))
     assert await state.keys() == (other, kept)
-    with pytest.raises(BadRequestError):
+    with pytest.raises(KeyTakenError):
         await state.add_key(KeyEntry("b", "h3"))
     await state.remove_key("b")
-    with pytest.raises(BadRequestError):
+    with pytest.raises(KeyNotFoundError):
         await state.remove_key("b")
 
 

@@ -19,7 +19,19 @@ from faas.invocation import Deployment, Kind
 from faas.manifest import Manifest
 from faas.wire import framing
 from faas.wire.framing import Channel, encode_frame
-from faas.wire.messages import Drain, FromControl, FromWorker, Hello, Lines, Prepared, Ready, Stats, Table
+from faas.wire.messages import (
+    Drain,
+    FromControl,
+    FromWorker,
+    Hello,
+    Lines,
+    Prepared,
+    Ready,
+    Spending,
+    Spent,
+    Stats,
+    Table,
+)
 from faas.wire.models import FromModelClient, Generate, Sampling
 
 texts = st.text(max_size=20)
@@ -38,7 +50,11 @@ deployments = st.builds(
     ),
     created_at=floats,
 )
+spent = st.builds(
+    Spent, names=st.dictionaries(texts, st.builds(Spending, st.integers(-(2**53), 2**53), numbers, numbers))
+)
 from_worker = st.one_of(
+    spent,
     st.builds(Hello, protocol=numbers, worker=numbers, pid=numbers, token=texts),
     st.builds(Ready, generation=numbers),
     st.builds(Prepared, id=numbers, problem=st.none() | st.dictionaries(texts, texts | numbers)),
@@ -48,6 +64,7 @@ from_worker = st.one_of(
     ),
 )
 from_control = st.one_of(
+    spent,
     st.builds(Drain, timeout_s=floats),
     st.builds(Table, generation=numbers, deployments=st.lists(deployments, max_size=3).map(tuple)),
 )

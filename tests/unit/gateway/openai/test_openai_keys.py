@@ -7,7 +7,7 @@ import hashlib
 import pytest
 from openai_fakes import FakeModels, site
 
-from faas.errors import UnauthorizedError
+from faas.errors import InvalidApiKeyError
 from faas.gateway.openai.keys import ANONYMOUS, Caller, KeyRing
 from faas.wire.messages import ApiKey
 
@@ -28,7 +28,7 @@ def test_a_key_names_its_caller(header: str) -> None:
     "header", ["", "Bearer", "Bearer ", "Bearer sk-other", "Basic sk-bot", "sk-bot", "Bearer \udcff"]
 )
 def test_anything_else_is_refused_even_from_this_machine(header: str) -> None:
-    with pytest.raises(UnauthorizedError):
+    with pytest.raises(InvalidApiKeyError):
         RING.identify(header, "127.0.0.1")
 
 
@@ -39,7 +39,7 @@ def test_without_keys_this_machine_may_call(peer: str | None) -> None:
 
 @pytest.mark.parametrize("peer", ["10.0.0.1", "::ffff:10.0.0.1", "fe80::1%eth0", "somewhere"])
 def test_without_keys_other_machines_may_not_unless_told_so(peer: str) -> None:
-    with pytest.raises(UnauthorizedError, match="no API keys"):
+    with pytest.raises(InvalidApiKeyError, match="no API keys"):
         KeyRing().identify("", peer)
     assert KeyRing(open_to_all=True).identify("", peer) == Caller(ANONYMOUS)
 
@@ -48,7 +48,7 @@ def test_keys_are_replaced_all_at_once() -> None:
     ring = KeyRing([key("a", "sk-a")])
     ring.replace([key("b", "sk-b")])
     assert ring.identify("Bearer sk-b", None).name == "b"
-    with pytest.raises(UnauthorizedError):
+    with pytest.raises(InvalidApiKeyError):
         ring.identify("Bearer sk-a", None)
 
 

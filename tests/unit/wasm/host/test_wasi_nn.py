@@ -50,8 +50,9 @@ class OneModel:
         if self.error is not None:
             generation.finish(Final(1, Finish.FAILED, problem=to_problem(self.error)))
             return generation
-        for piece in self.pieces:
-            generation.arrive(Piece(1, (1,), (piece,), 2, 0))
+        for n, piece in enumerate(self.pieces, 1):
+            ends = self.finish if n == len(self.pieces) else None
+            generation.arrive(Piece(1, (1,), (piece,), 2, 0, finish=ends))
         generation.finish(Final(1, self.finish, 2, 0, len(self.pieces)))
         return generation
 

@@ -1,0 +1,263 @@
+"""``make bench-overload``: ten times more requests than can be served, and endless loops, beside a small function."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+from rich.table import Table
+
+from loadtest.host import FUNCTIONS, Host
+from loadtest.report import console as new_console
+from loadtest.report import percentile
+
+HELLO = FUNCTIONS / "hello-c" / "hello-c.wasm"
+PRIMES = FUNCTIONS / "primes" / "primes.wasm"
+SLEEPER = FUNCTIONS / "bad" / "sleeper.wasm"
+LOOP = FUNCTIONS / "bad" / "loop.wasm"
+
+N_WORKERS = 2
+OVERLOAD = 10
+NEIGHBOUR_PER_S = 100.0
+QUEUE_TIMEOUT_S = 1.0
+MAX_CONCURRENCY = 4
+N_LOOPS = 64
+LOOP_TIMEOUT_S = 2.0
+_WARM_UP = 100
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the table; ``limit`` empty means that the number is only for information."""
+
+    benchmark: str
+    what: str
+    measured: str
+    limit: str = ""
+    holds: bool = True
+
+
+@dataclass
+class Tally:
+    """What came of the requests of one stream; times are seconds."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    taken_s: list[float] = field(default_factory=list)
+    errors: Counter[str] = field(default_factory=Counter)
+    without_retry_after: int = 0
+
+    @property
+    def n_refused(self) -> int:
+        """How many were told to come again later."""
+        return self.statuses[429] + self.statuses[503]
+
+    @property
+    def n_bad(self) -> int:
+        """How many were neither answered nor told to come again."""
+        return sum(n for status, n in self.statuses.items() if status not in {200, 429, 503})
+
+
+def main() -> int:
+    """Return 0 when every promise holds, else 1."""
+    parser = argparse.ArgumentParser(prog="python -m loadtest.overload", description=__doc__)
+    parser.add_argument("--only", choices=sorted(BENCHMARKS), help="run just this one")
+    parser.add_argument("--seconds", type=float, default=30.0, help="length of each overload")
+    args = parser.parse_args()
+    console = new_console()
+    findings: list[Finding] = []
+    for name, benchmark in BENCHMARKS.items():
+        if args.only in {None, name}:
+            console.print(f"{name} ...")
+            with tempfile.TemporaryDirectory(prefix="faas-bench-") as folder:
+                findings += benchmark(Path(folder) / "home", args.seconds)
+    table = Table(title=f"overload and endless loops, on {N_WORKERS} workers")
+    for column in ("benchmark", "what", "measured", "asked", ""):
+        table.add_column(column, justify="right" if column == "measured" else "left")
+    for f in findings:
+        table.add_row(f.benchmark, f.what, f.measured, f.limit, "" if not f.limit else "yes" if f.holds else "NO")
+    console.print(table)
+    return 0 if all(finding.holds for finding in findings) else 1
+
+
+def waiting(home: Path, seconds: float) -> list[Finding]:
+    """Overload of a function that waits: 100 ms of sleep per request."""
+    return _overload(home, seconds, "waiting", SLEEPER, "/busy?100")
+
+
+def computing(home: Path, seconds: float) -> list[Finding]:
+    """Overload of a function that computes, some 10 ms of CPU time per request."""
+    return _overload(home, seconds, "computing", PRIMES, "/busy?1000000")
+
+
+def _overload(home: Path, seconds: float, name: str, module: Path, path: str) -> list[Finding]:
+    with Host(home, workers=N_WORKERS) as host:
+        host.deploy({"name": "hello"}, HELLO)
+        limits = {"max_concurrency": MAX_CONCURRENCY, "queue_timeout_s": QUEUE_TIMEOUT_S}
+        host.deploy({"name": "busy", "limits": limits}, module)
+        return asyncio.run(_drive(host.public_url, seconds, name, path))
+
+
+async def _drive(url: str, seconds: float, name: str, path: str) -> list[Finding]:
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(url, connector=connector, timeout=aiohttp.ClientTimeout(total=60)) as session:
+        for warm in ("/hello", path):
+            await _stream(session, warm, per_s=_WARM_UP, seconds=0.5)
+        # The capacity, by as many callers as may run at once, and what the neighbour gets while nobody disturbs it.
+        solo = await _closed(session, path, callers=MAX_CONCURRENCY, seconds=4)
+        capacity_per_s = solo.statuses[200] / 4
+        service_s = percentile(solo.taken_s, 99)
+        alone = await _stream(session, "/hello", per_s=NEIGHBOUR_PER_S, seconds=5)
+        busy, beside = await asyncio.gather(
+            _stream(session, path, per_s=OVERLOAD * capacity_per_s, seconds=seconds),
+            _stream(session, "/hello", per_s=NEIGHBOUR_PER_S, seconds=seconds),
+        )
+    asked = sum(busy.statuses.values()) + sum(busy.errors.values())
+    kept = beside.statuses[200] / (NEIGHBOUR_PER_S * seconds) / (alone.statuses[200] / (NEIGHBOUR_PER_S * 5))
+    p99 = percentile(busy.taken_s, 99)
+    bound = QUEUE_TIMEOUT_S + service_s
+    errors = busy.errors + beside.errors
+    n_bad = busy.n_bad + beside.n_bad
+    return [
+        Finding(name, "capacity alone; service time p99", f"{capacity_per_s:.0f}/s; {service_s * 1000:.0f} ms"),
+        Finding(
+            name,
+            f"offered for {seconds:g} s; answered; told to come again",
+            f"{asked / seconds:.0f}/s; {busy.statuses[200] / seconds:.0f}/s; {busy.n_refused / seconds:.0f}/s",
+        ),
+        Finding(name, "connection errors", _counted(errors), "0", not errors),
+        Finding(name, "statuses but 200, 429 and 503", str(n_bad), "0", n_bad == 0),
+        Finding(
+            name,
+            "429 and 503 without Retry-After",
+            str(busy.without_retry_after),
+            "0",
+            busy.without_retry_after == 0 and busy.n_refused > 0,
+        ),
+        Finding(name, "answered in p50", f"{percentile(busy.taken_s, 50) * 1000:.0f} ms"),
+        Finding(name, "answered in p99", f"{p99 * 1000:.0f} ms", f"< {bound * 1000:.0f} ms", p99 < bound),
+        Finding(name, "neighbour's rate, of its rate alone", f"{kept:.0%}", "≥ 90 %", kept >= 0.9),
+        Finding(
+            name,
+            "neighbour's p50 / p99 beside it (alone)",
+            f"{_ms(beside.taken_s, 50)} / {_ms(beside.taken_s, 99)} ({_ms(alone.taken_s, 50)} / "
+            f"{_ms(alone.taken_s, 99)}) ms",
+        ),
+    ]
+
+
+def loops(home: Path, seconds: float) -> list[Finding]:
+    """Endless loops, many more than guest threads, beside a small function."""
+    del seconds
+    with Host(home, workers=N_WORKERS) as host:
+        host.deploy({"name": "hello"}, HELLO)
+        host.deploy({"name": "loop", "limits": {"timeout_s": LOOP_TIMEOUT_S, "cpu_s": 60}}, LOOP)
+        late_s, hello = asyncio.run(_spin(host.public_url))
+    p99 = percentile(hello.taken_s, 99) * 1000
+    worst = max(late_s) * 1000
+    return [
+        Finding("loops", f"hello p99 beside {N_LOOPS} endless loops", f"{p99:.1f} ms", "< 30 ms", p99 < 30),
+        Finding("loops", f"hello p50 of {len(hello.taken_s)}", f"{_ms(hello.taken_s, 50)} ms"),
+        Finding("loops", "failed hellos", str(hello.n_bad + sum(hello.errors.values())), "0", not hello.errors),
+        Finding(
+            "loops",
+            f"loops ended after their {LOOP_TIMEOUT_S:g} s, the last",
+            f"{worst:.0f} ms later",
+            "≤ 50 ms",
+            worst <= 50,
+        ),
+        Finding("loops", "the median loop", f"{percentile(late_s, 50) * 1000:.0f} ms later"),
+    ]
+
+
+async def _spin(url: str) -> tuple[list[float], Tally]:
+    """Return how late each loop was ended, by the host's own clock where it says, and what came of the hellos."""
+    connector = aiohttp.TCPConnector(limit=0)
+
+    async def loop(session: aiohttp.ClientSession) -> float:
+        began = time.perf_counter()
+        async with session.get("/loop") as reply:
+            problem = await reply.json(content_type="application/problem+json")
+            took_s = time.perf_counter() - began
+        if reply.status != 504 or problem["code"] != "deadline-exceeded":
+            raise AssertionError(f"{reply.status} {problem}")
+        return took_s - LOOP_TIMEOUT_S
+
+    async with aiohttp.ClientSession(url, connector=connector) as session:
+        await _stream(session, "/hello", per_s=_WARM_UP, seconds=0.5)
+        spinning = [asyncio.ensure_future(loop(session)) for _ in range(N_LOOPS)]
+        hello = await _stream(session, "/hello", per_s=100, seconds=LOOP_TIMEOUT_S - 0.2)
+        return await asyncio.gather(*spinning), hello
+
+
+async def _stream(session: aiohttp.ClientSession, path: str, *, per_s: float, seconds: float) -> Tally:
+    """Send requests at a fixed rate, whatever comes back (an open loop), and return what came of them."""
+    tally = Tally()
+    tasks: set[asyncio.Task[None]] = set()
+    began = time.perf_counter()
+    n_sent = 0
+    while (now := time.perf_counter() - began) < seconds:
+        due = int(now * per_s) + 1
+        for _ in range(due - n_sent):
+            task = asyncio.create_task(_one(session, path, tally))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        n_sent = max(n_sent, due)
+        await asyncio.sleep(max(0.002, n_sent / per_s - (time.perf_counter() - began)))
+    if tasks:
+        await asyncio.wait(tasks)
+    return tally
+
+
+async def _closed(session: aiohttp.ClientSession, path: str, *, callers: int, seconds: float) -> Tally:
+    """Let *callers* ask one request after the other, and return what came of them."""
+    tally = Tally()
+    until = time.perf_counter() + seconds
+
+    async def caller() -> None:
+        while time.perf_counter() < until:
+            await _one(session, path, tally)
+
+    await asyncio.gather(*(caller() for _ in range(callers)))
+    return tally
+
+
+async def _one(session: aiohttp.ClientSession, path: str, tally: Tally) -> None:
+    began = time.perf_counter()
+    try:
+        async with session.get(path) as reply:
+            await reply.read()
+    except (aiohttp.ClientError, TimeoutError, OSError) as exc:
+        tally.errors[type(exc).__name__] += 1
+        return
+    tally.statuses[reply.status] += 1
+    if reply.status == 200:
+        tally.taken_s.append(time.perf_counter() - began)
+    elif reply.status in {429, 503} and not reply.headers.get("Retry-After", "").isdigit():
+        tally.without_retry_after += 1
+
+
+def _ms(values_s: list[float], percent: float) -> str:
+    return f"{percentile(values_s, percent) * 1000:.1f}"
+
+
+def _counted(errors: Counter[str]) -> str:
+    return ", ".join(f"{n} {name}" for name, n in errors.items()) or "0"
+
+
+BENCHMARKS: dict[str, Callable[[Path, float], list[Finding]]] = {
+    "waiting": waiting,
+    "computing": computing,
+    "loops": loops,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
