@@ -76,7 +76,7 @@ bench-start: $(VENV)/.dev ## 10,000 requests: what the cold start of each took
 bench-models: $(VENV)/.dev $(VENV)/.models ## what resident models promise: memory, batching, prefixes, streams, crashes (2 minutes)
 	$(BIN)/python -m loadtest.resident
 
-bench-llm: $(VENV)/.dev $(VENV)/.models $(VENV)/.bench ## tokens per second beside llama.cpp's own server (4 minutes)
+bench-llm: $(VENV)/.dev $(VENV)/.models $(VENV)/.bench ## tokens per second beside llama.cpp's own server (3 to 5 minutes)
 	$(BIN)/python -m loadtest.llm
 
 bench-density: $(VENV)/.dev ## 2,000 functions, 10 of them active: memory, first calls, restart

@@ -3,6 +3,10 @@ The prefix cache: which sequence holds which tokens, so that prompts with the sa
 
 A sequence is *live* while a generation uses it; afterwards it stays behind, *idle*, until its cells or its number
 are wanted: then the one that was used least recently goes first.
+
+Attention sums up in the order of cells, so a generation rounds as it does alone only if its cells lie in the order of
+its tokens. Cells are filled from the bottom up, and that order holds as long as no cell is freed below one that is in
+use. Room is therefore made in quiet moments, by ``tidy``, which frees from the top; ``coldest`` is for want of those.
 """
 
 from __future__ import annotations
@@ -20,10 +24,12 @@ class Holding:
     ``n_shared`` of its cells belong to *origin*, the others to it (for counting: to the library all owners are equal).
     """
 
-    __slots__ = ("live", "n_shared", "origin", "sequence", "tokens", "used_at")
+    __slots__ = ("began_at", "ended_at", "live", "n_shared", "origin", "sequence", "tokens", "used_at")
 
-    def __init__(self, sequence: int) -> None:
+    def __init__(self, sequence: int, began_at: int) -> None:
+        """Args: *began_at* is the number of cells filled so far: none of its own lies below it."""
         self.sequence = sequence
+        self.began_at = self.ended_at = began_at
         self.tokens = array(TOKEN_TYPE)
         self.live = True
         self.used_at = 0
@@ -45,9 +51,23 @@ class PrefixCache:
     """
 
     def __init__(self, n_seqs: int) -> None:
+        self._n_seqs = n_seqs
         self._free = list(range(n_seqs - 1, -1, -1))
         self._holdings: dict[int, Holding] = {}
         self._clock = 0
+        self._tidied_at = 0
+        self._filled = 0
+        self._has_holes = False
+
+    @property
+    def filled(self) -> int:
+        """Up to where cells have been filled since the bottom was last free; with holes no more than an estimate."""
+        return self._filled
+
+    @property
+    def n_free(self) -> int:
+        """How many sequences nobody uses."""
+        return len(self._free)
 
     @property
     def cells_used(self) -> int:
@@ -83,7 +103,7 @@ class PrefixCache:
 
     def open(self) -> Holding:
         """Return a live holding without tokens; there must be a free sequence."""
-        holding = Holding(self._free.pop())
+        holding = Holding(self._free.pop(), self._filled)
         self._holdings[holding.sequence] = holding
         self.touch(holding)
         return holding
@@ -97,6 +117,12 @@ class PrefixCache:
             origin = origin.origin
         holding.origin = origin
 
+    def fill(self, holding: Holding, tokens: array[int]) -> None:
+        """Note that *holding* has cells of its own for the next *tokens*."""
+        holding.tokens.extend(tokens)
+        self._filled += len(tokens)
+        holding.ended_at = self._filled
+
     def touch(self, holding: Holding) -> None:
         """Note that *holding* is in use."""
         self._clock += 1
@@ -106,9 +132,7 @@ class PrefixCache:
         """
         Leave *holding* behind, idle; return whether it was forgotten at once, because it holds nothing.
 
-        Idle ones whose tokens it repeats are now of no use, yet stay until somebody wants their cells, first of all:
-        cells freed below those of a running generation would be its next ones, and attention would then sum up its
-        tokens in another order than alone, with other rounding.
+        Idle ones whose tokens it repeats are now of no use, yet stay until somebody wants their cells, first of all.
         """
         holding.live = False
         self.touch(holding)
@@ -121,6 +145,31 @@ class PrefixCache:
                 other.used_at = 0
         return False
 
+    def tidy(self, keep: float) -> list[Holding]:
+        """
+        Forget the newest, so that at most *keep* cells and half of the sequences are left, without holes below them.
+
+        None may be live. What nobody has used since the last time is kept only below something that was. Return who was forgotten.
+        """
+        in_order = sorted(self._holdings.values(), key=lambda holding: holding.began_at)
+        n_kept = top = filled = 0
+        is_wanted = False
+        for n, holding in enumerate([] if self._has_holes else in_order):
+            if holding.began_at >= top and is_wanted:
+                n_kept, filled, is_wanted = n, top, False  # a cut here leaves nothing above it in use
+            if holding.ended_at > keep or n >= self._n_seqs // 2:
+                break
+            top = max(top, holding.ended_at)
+            is_wanted = is_wanted or holding.used_at > self._tidied_at
+        else:
+            if is_wanted:
+                n_kept, filled = len(in_order), top
+        gone = in_order[n_kept:]
+        for holding in gone:
+            self.forget(holding)
+        self._filled, self._has_holes, self._tidied_at = filled, False, self._clock
+        return gone
+
     def coldest(self, *, sparing: Holding | None = None) -> Holding | None:
         """Return the idle holding that was used least recently, *sparing* one that is about to be shared."""
         idle = [holding for holding in self._holdings.values() if not holding.live and holding is not sparing]
@@ -128,6 +177,8 @@ class PrefixCache:
 
     def forget(self, holding: Holding) -> None:
         """Give back the sequence of *holding*; what others share of it is counted as theirs from now on."""
+        if holding.ended_at > holding.began_at:
+            self._has_holes = True
         del self._holdings[holding.sequence]
         self._free.append(holding.sequence)
         heirs = [other for other in self._holdings.values() if other.origin is holding]

@@ -34,6 +34,8 @@ from faas.wire.models import Embed, Final, Finish, Piece
 
 Emit = Callable[[Hashable, Piece | Final], None]
 
+CROWDED_PART, KEPT_PART = 0.75, 0.5
+"""With so much of the cells filled, a quiet moment is used to free all but so much."""
 MIN_TOKENS_WORTH_WAITING = 32
 """A prompt waits for another's that has at least so many more tokens in common with it than what is held already."""
 
@@ -167,6 +169,9 @@ class Scheduler:
     def _admit(self) -> None:
         """End what is cancelled or late; give slots to those that wait, least served function first."""
         self._reap()
+        if not self._running and self._is_crowded():
+            for holding in self._cache.tidy(KEPT_PART * self._model.n_cells):
+                self._evict(holding.sequence)
         while self._can_admit():
             generation = self._next_waiting()
             if generation is None:
@@ -221,13 +226,13 @@ class Scheduler:
         for generation in self._batch:
             holding = generation.holding
             assert holding is not None
-            holding.tokens.append(generation.context[generation.n_past])
+            self._cache.fill(holding, generation.context[generation.n_past : generation.n_past + 1])
             generation.n_past += 1
         outputs = list(self._batch)
         for generation, n in self._prefilled:
             holding = generation.holding
             assert holding is not None
-            holding.tokens.extend(generation.context[generation.n_past : generation.n_past + n])
+            self._cache.fill(holding, generation.context[generation.n_past : generation.n_past + n])
             generation.n_past += n
             if generation.n_past == len(generation.context):
                 generation.phase = Phase.DECODE
@@ -305,6 +310,10 @@ class Scheduler:
                 raise PromptInvalidError("the prompt is empty; give at least one character")
             tokens = [self._model.bos_token]
         return tokens
+
+    def _is_crowded(self) -> bool:
+        """Tell whether cells or sequences may well run out before the next quiet moment."""
+        return self._cache.filled > CROWDED_PART * self._model.n_cells or self._cache.n_free < self._n_slots
 
     def _can_admit(self) -> bool:
         n_active = sum(self._is_ready(g) for g in self._running)

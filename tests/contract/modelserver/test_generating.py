@@ -234,6 +234,17 @@ async def test_a_greedy_text_is_the_same_whoever_ends_beside_it(make_rig: MakeRi
     assert [answers[i].tokens for i in ids] == [solo.tokens[:n] for n in (3, 6, 12, 20, 60)]
 
 
+async def test_texts_stay_the_same_when_room_is_made_in_quiet_moments(make_rig: MakeRig, rig: Rig) -> None:
+    small = await make_rig(rig.kind, n_ctx=256, n_cells=512, n_slots=2)
+    client = await small.connect()
+    prompts = [chat(f"Tell me about the number {n}.") for n in range(12)]
+    rounds = []
+    for _ in range(2):
+        answers = [await client.generate(prompt, max_tokens=24, sampling=ENDLESS) for prompt in prompts]
+        rounds.append([answer.tokens for answer in answers])
+    assert rounds[0] == rounds[1]
+
+
 async def test_a_burst_of_equal_prompts_is_computed_once(make_rig: MakeRig, rig: Rig) -> None:
     client = await (await make_rig(rig.kind)).connect()
     ids = [await client.start(LONG[:300], max_tokens=2, sampling=ENDLESS, function=f"f{n}") for n in range(4)]

@@ -67,7 +67,7 @@ def test_prompts_next_to_each_other_rarely_begin_with_the_same_word():
     assert sum(a == b for a, b in itertools.pairwise(words)) < 20
 
 
-@pytest.mark.parametrize(("callers", "n"), [(1, 8), (4, 2), (8, 2), (16, 2), (100, 2)])
+@pytest.mark.parametrize(("callers", "n"), [(1, 6), (2, 3), (4, 1), (8, 1), (16, 1)])
 def test_few_callers_make_more_requests_each(callers: int, n: int):
     assert requests_per_caller(callers) == n
 
