@@ -149,7 +149,8 @@ class PrefixCache:
         """
         Forget the newest, so that at most *keep* cells and half of the sequences are left, without holes below them.
 
-        None may be live. What nobody has used since the last time is kept only below something that was. Return who was forgotten.
+        None may be live. What nobody has used since the last time is kept only below something that was. Return those
+        that are forgotten.
         """
         in_order = sorted(self._holdings.values(), key=lambda holding: holding.began_at)
         n_kept = top = filled = 0
