@@ -70,6 +70,8 @@ class HostConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model_threads: Annotated[int, Meta(ge=0, le=1024, description="0: one per processor")] = 0
     model_ctx: Annotated[int, Meta(ge=256, le=1_048_576, description="tokens of one sequence")] = 4096
     model_slots: Annotated[int, Meta(ge=1, le=256, description="sequences that one model decodes at once")] = 16
+    model_saved_bytes: Annotated[int, Meta(ge=0)] = 256 * MIB
+    """Memory per model for the prefixes of ended prompts, besides its KV cells."""
     model_gpu_layers: Annotated[int, Meta(ge=-1, description="-1: all, where there is an accelerator")] = -1
     model_backend: Literal["llama", "fake"] = "llama"
     model_demo: bool = True

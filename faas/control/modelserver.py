@@ -321,6 +321,7 @@ class ModelSupervisor:
                 "threads": config.model_threads,
                 "n_ctx": config.model_ctx,
                 "n_slots": config.model_slots,
+                "saved_bytes": config.model_saved_bytes,
                 "gpu_layers": config.model_gpu_layers,
                 "backend": config.model_backend,
             }

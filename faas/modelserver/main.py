@@ -51,6 +51,7 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     n_ctx: Annotated[int, Meta(ge=0, description="tokens per sequence; 0: what the model was trained with")] = 4096
     n_slots: Annotated[int, Meta(ge=1, le=256, description="generations that decode at once, per model")] = 16
     n_cells: Annotated[int, Meta(ge=0, description="KV cells per model; 0: the larger of n_ctx and 512 a slot")] = 0
+    saved_bytes: Annotated[int, Meta(ge=0, description="memory per model for prefixes besides the cells")] = 256 << 20
     gpu_layers: Annotated[int, Meta(ge=-1, description="-1: all, where the library can")] = -1
     backend: Literal["llama", "fake"] = "llama"
     log_level: Literal["debug", "info", "warning"] = "info"
@@ -77,6 +78,7 @@ async def serve(settings: ServerSettings, parent: int) -> None:
         n_cells=settings.n_cells,
         threads=settings.threads,
         gpu_layers=settings.gpu_layers,
+        saved_bytes=settings.saved_bytes,
     )
 
     def publish(stats: ModelStats) -> None:

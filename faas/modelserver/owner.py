@@ -376,7 +376,14 @@ class Owner:
         shelf.model = model
         shelf.counters.add("loads", 1)
         shelf.residence = Residence.RESIDENT
-        scheduler = Scheduler(model, self._options.n_slots, shelf.counters, self._clock, self._emit)
+        scheduler = Scheduler(
+            model,
+            self._options.n_slots,
+            shelf.counters,
+            self._clock,
+            self._emit,
+            saved_bytes=self._options.saved_bytes,
+        )
         for connection in self._held_back:
             scheduler.hold_back(connection, yes=True)
         shelf.scheduler = scheduler

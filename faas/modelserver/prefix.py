@@ -15,6 +15,8 @@ from array import array
 
 TOKEN_TYPE = "i"
 _WIDTH = array(TOKEN_TYPE).itemsize
+MIN_TOKENS_WORTH_KEEPING = 32
+"""Fewer are computed again sooner than they are managed."""
 
 
 class Holding:
@@ -24,7 +26,7 @@ class Holding:
     ``n_shared`` of its cells belong to *origin*, the others to it (for counting: to the library all owners are equal).
     """
 
-    __slots__ = ("began_at", "ended_at", "live", "n_shared", "origin", "sequence", "tokens", "used_at")
+    __slots__ = ("began_at", "ended_at", "live", "n_shared", "origin", "sequence", "shared_at", "tokens", "used_at")
 
     def __init__(self, sequence: int, began_at: int) -> None:
         """Args: *began_at* is the number of cells filled so far: none of its own lies below it."""
@@ -33,6 +35,7 @@ class Holding:
         self.tokens = array(TOKEN_TYPE)
         self.live = True
         self.used_at = 0
+        self.shared_at = 0
         self.origin: Holding | None = None
         self.n_shared = 0
 
@@ -89,12 +92,12 @@ class PrefixCache:
         """Tell whether ``open`` would find a sequence as it is."""
         return bool(self._free)
 
-    def match(self, tokens: array[int]) -> tuple[Holding | None, int]:
-        """Return who holds the longest beginning of *tokens*, and its length."""
+    def match(self, tokens: array[int], *, but: Holding | None = None) -> tuple[Holding | None, int]:
+        """Return who (*but* one) holds the longest beginning of *tokens*, and its length."""
         best, best_n = None, 0
         for holding in self._holdings.values():
             limit = min(len(tokens), len(holding.tokens))
-            if limit <= best_n:
+            if limit <= best_n or holding is but:
                 continue
             n = common_length(tokens, holding.tokens)
             if n > best_n:
@@ -112,16 +115,29 @@ class PrefixCache:
         """Note that *holding*, still empty, shares the first *n_shared* tokens of *origin*."""
         holding.tokens = origin.tokens[:n_shared]
         holding.n_shared = n_shared
+        self.touch(origin)
         # Cells that *origin* itself shares with its own origin have the same owner here.
         while origin.origin is not None and n_shared <= origin.n_shared:
             origin = origin.origin
         holding.origin = origin
+        if n_shared >= MIN_TOKENS_WORTH_KEEPING:
+            owner: Holding | None = origin
+            while owner is not None:
+                owner.shared_at = self._clock
+                owner = owner.origin
 
     def fill(self, holding: Holding, tokens: array[int]) -> None:
         """Note that *holding* has cells of its own for the next *tokens*."""
         holding.tokens.extend(tokens)
         self._filled += len(tokens)
         holding.ended_at = self._filled
+
+    def cut(self, holding: Holding, n_tokens: int) -> None:
+        """Note that only the first *n_tokens* of *holding*, which was filled last, are kept."""
+        n_cut = len(holding.tokens) - n_tokens
+        del holding.tokens[n_tokens:]
+        holding.ended_at -= n_cut
+        self._filled -= n_cut
 
     def touch(self, holding: Holding) -> None:
         """Note that *holding* is in use."""
@@ -149,7 +165,7 @@ class PrefixCache:
         """
         Forget the newest, so that at most *keep* cells and half of the sequences are left, without holes below them.
 
-        None may be live. What nobody has used since the last time is kept only below something that was. Return those
+        None may be live. What nobody has shared since the last time is kept only below something that was. Return those
         that are forgotten.
         """
         in_order = sorted(self._holdings.values(), key=lambda holding: holding.began_at)
@@ -161,7 +177,7 @@ class PrefixCache:
             if holding.ended_at > keep or n >= self._n_seqs // 2:
                 break
             top = max(top, holding.ended_at)
-            is_wanted = is_wanted or holding.used_at > self._tidied_at
+            is_wanted = is_wanted or holding.shared_at > self._tidied_at
         else:
             if is_wanted:
                 n_kept, filled = len(in_order), top
@@ -190,6 +206,53 @@ class PrefixCache:
             other.origin = heir
         n_of_grand = min(heir.n_shared, holding.n_shared)
         heir.origin, heir.n_shared = (holding.origin, n_of_grand) if holding.origin is not None else (None, 0)
+
+
+class SavedPrefixes:
+    """
+    Copies of ended sequences' cells in ordinary memory, least recently used out first; lives as long as the model.
+
+    Thread: the owner's.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.n_bytes = 0
+        self._max_bytes = max_bytes
+        self._saved: dict[bytes, tuple[array[int], memoryview]] = {}  # by the tokens; the oldest first
+
+    def __len__(self) -> int:
+        return len(self._saved)
+
+    def match(self, tokens: array[int]) -> tuple[memoryview | None, array[int], int]:
+        """Return what holds the longest beginning of *tokens*, all its tokens, and how many of them fit."""
+        best_key, best_n = b"", 0
+        for key, (held, _) in self._saved.items():
+            if min(len(held), len(tokens)) > best_n and (n := common_length(tokens, held)) > best_n:
+                best_key, best_n = key, n
+        if not best_n:
+            return None, array(TOKEN_TYPE), 0
+        held, state = self._saved[best_key] = self._saved.pop(best_key)
+        return state, held, best_n
+
+    def adds(self, tokens: array[int], n_held: int) -> bool:
+        """Tell whether *tokens*, of which *n_held* can be had without, are worth saving."""
+        n_known = max(n_held, max((common_length(tokens, held) for held, _ in self._saved.values()), default=0))
+        return self._max_bytes > 0 and len(tokens) - n_known >= max(MIN_TOKENS_WORTH_KEEPING, len(tokens) // 4)
+
+    def put(self, tokens: array[int], state: memoryview) -> None:
+        """Keep *state*, in the place of what it repeats."""
+        if not 0 < len(state) <= self._max_bytes:
+            return
+        key = tokens.tobytes()
+        for repeated in [other for other in self._saved if key.startswith(other)]:
+            self._drop(repeated)
+        self._saved[key] = (array(TOKEN_TYPE, tokens), state)
+        self.n_bytes += len(state)
+        while self.n_bytes > self._max_bytes:
+            self._drop(next(iter(self._saved)))
+
+    def _drop(self, key: bytes) -> None:
+        self.n_bytes -= len(self._saved.pop(key)[1])
 
 
 def common_length(one: array[int], other: array[int]) -> int:

@@ -26,7 +26,14 @@ from faas.log import event
 from faas.modelserver.backends.base import DEAD_END, Decoded, LoadedModel
 from faas.modelserver.counters import Counters
 from faas.modelserver.generation import Generation, Key, Phase
-from faas.modelserver.prefix import TOKEN_TYPE, PrefixCache, common_length
+from faas.modelserver.prefix import (
+    MIN_TOKENS_WORTH_KEEPING,
+    TOKEN_TYPE,
+    Holding,
+    PrefixCache,
+    SavedPrefixes,
+    common_length,
+)
 from faas.modelserver.sampling import MAX_PROBS, check_sampling
 from faas.modelserver.stops import Token
 from faas.problems import to_problem
@@ -34,10 +41,8 @@ from faas.wire.models import Embed, Final, Finish, Piece
 
 Emit = Callable[[Hashable, Piece | Final], None]
 
-CROWDED_PART, KEPT_PART = 0.75, 0.5
-"""With so much of the cells filled, a quiet moment is used to free all but so much."""
-MIN_TOKENS_WORTH_WAITING = 32
-"""A prompt waits for another's that has at least so many more tokens in common with it than what is held already."""
+CROWDED_PART, KEPT_PART = 0.125, 0.5
+"""With so much of the cells filled, a quiet moment is used to free them; at most so much stays, if it is shared."""
 
 _log = logging.getLogger(__name__)
 
@@ -63,13 +68,24 @@ class Scheduler:
     Thread: the owner's.
     """
 
-    def __init__(self, model: LoadedModel, n_slots: int, counters: Counters, clock: Clock, emit: Emit) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        n_slots: int,
+        counters: Counters,
+        clock: Clock,
+        emit: Emit,
+        *,
+        saved_bytes: int = 0,
+    ) -> None:
+        """Args: *saved_bytes* is how much memory may hold the cells of ended sequences."""
         self._model = model
         self._n_slots = n_slots
         self._counters = counters
         self._clock = clock
         self._emit = emit
         self._cache = PrefixCache(model.n_seqs)
+        self._saved = SavedPrefixes(saved_bytes if model.can_trim() else 0)
         self._waiting: deque[Generation] = deque()
         self._running: list[Generation] = []
         self._embeds: deque[EmbedJob] = deque()
@@ -104,6 +120,7 @@ class Scheduler:
             "active": len(self._running),
             "waiting": len(self._waiting),
             "cells_used": self._cache.cells_used,
+            "saved_bytes": self._saved.n_bytes,
             "resident_bytes": self._model.resident_bytes,
         }
 
@@ -165,13 +182,12 @@ class Scheduler:
         if self._fill() and self._decode():
             self._sample()
         self._embed()
+        if not self._running:
+            self._tidy()
 
     def _admit(self) -> None:
         """End what is cancelled or late; give slots to those that wait, least served function first."""
         self._reap()
-        if not self._running and self._is_crowded():
-            for holding in self._cache.tidy(KEPT_PART * self._model.n_cells):
-                self._evict(holding.sequence)
         while self._can_admit():
             generation = self._next_waiting()
             if generation is None:
@@ -311,10 +327,6 @@ class Scheduler:
             tokens = [self._model.bos_token]
         return tokens
 
-    def _is_crowded(self) -> bool:
-        """Tell whether cells or sequences may well run out before the next quiet moment."""
-        return self._cache.filled > CROWDED_PART * self._model.n_cells or self._cache.n_free < self._n_slots
-
     def _can_admit(self) -> bool:
         n_active = sum(self._is_ready(g) for g in self._running)
         if not self._waiting or (self._is_tight and self._running):
@@ -345,7 +357,7 @@ class Scheduler:
         if not prompts:
             return False
         held = self._cache.match(generation.context)[1]
-        worth_it = held + MIN_TOKENS_WORTH_WAITING
+        worth_it = held + MIN_TOKENS_WORTH_KEEPING
         return any(common_length(generation.context, other.context) >= worth_it for other in prompts)
 
     def _enter(self, function: str) -> None:
@@ -371,13 +383,16 @@ class Scheduler:
             assert coldest is not None
             if coldest is source:
                 source, n_shared = None, 0
-            self._evict(coldest.sequence)
+            self._save([coldest])
             self._cache.forget(coldest)
+            self._evict(coldest.sequence)
         holding = self._cache.open()
-        if source is not None and n_shared > 0:
+        n_restored = self._restore(generation, holding, n_shared)
+        if n_restored:
+            n_shared = n_restored
+        elif source is not None and n_shared > 0:
             self._model.share(source.sequence, holding.sequence, n_shared)
             self._cache.adopt(holding, source, n_shared)
-            self._cache.touch(source)
         generation.holding = holding
         generation.n_past = n_shared
         generation.phase = Phase.PREFILL
@@ -386,6 +401,21 @@ class Scheduler:
             generation.n_cached = min(n_shared, generation.n_prompt)
             self._counters.add("cached_tokens", generation.n_cached)
         self._running.append(generation)
+
+    def _restore(self, generation: Generation, holding: Holding, n_shared: int) -> int:
+        """Copy a saved prefix into *holding* if it is longer than *n_shared*; return its length, 0 if there is none."""
+        if not self._saved:
+            return 0
+        state, tokens, n = self._saved.match(generation.context)
+        n = min(n, len(generation.context) - 1)
+        if state is None or n < n_shared + MIN_TOKENS_WORTH_KEEPING:
+            return 0
+        if not self._model.restore(holding.sequence, state):
+            return 0
+        self._cache.fill(holding, tokens)
+        self._model.trim(holding.sequence, n)
+        self._cache.cut(holding, n)
+        return n
 
     def _fill_prompts(self, prompts: list[Generation], budget: int) -> None:
         """Deal *budget* rows out: the least served function first, each at most its part while others wait."""
@@ -466,12 +496,31 @@ class Scheduler:
     def _evict(self, sequence: int) -> None:
         self._model.trim(sequence, 0)
 
+    def _tidy(self) -> None:
+        """With nobody running: free most cells, so that the next ones find theirs in order and pass over few."""
+        filled, n_free = self._cache.filled, self._cache.n_free
+        if filled <= CROWDED_PART * self._model.n_cells and n_free >= self._n_slots:
+            return
+        gone = self._cache.tidy(KEPT_PART * self._model.n_cells)
+        self._save(gone)
+        for holding in gone:
+            self._evict(holding.sequence)
+
+    def _save(self, holdings: list[Holding]) -> None:
+        """Copy what is worth it to ordinary memory, the longest first; the cells must still be there."""
+        for holding in sorted(holdings, key=lambda h: len(h.tokens), reverse=True):
+            if self._saved.adds(holding.tokens, self._cache.match(holding.tokens, but=holding)[1]):
+                self._saved.put(holding.tokens, self._model.save(holding.sequence))
+
     def _make_room(self) -> None:
-        """Free cells: the coldest idle sequence, else the youngest generation starts again later."""
+        """Free cells: half of them, as far as idle sequences go, else the youngest generation starts again later."""
         coldest = self._cache.coldest()
         if coldest is not None:
-            self._evict(coldest.sequence)
-            self._cache.forget(coldest)
+            while coldest is not None:
+                self._save([coldest])
+                self._cache.forget(coldest)
+                self._evict(coldest.sequence)
+                coldest = self._cache.coldest() if self._cache.cells_used > KEPT_PART * self._model.n_cells else None
             return
         youngest = max(self._running, key=lambda g: (not self._is_ready(g), g.admitted_at))
         if len(self._running) == 1:

@@ -14,6 +14,7 @@ import math
 import os
 import random
 import threading
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -203,6 +204,20 @@ class FakeModel:
     def trim(self, sequence: int, n_tokens: int) -> None:
         """Give cells back."""
         self._sequences[sequence] = self._sequences.get(sequence, [])[:n_tokens]
+
+    def save(self, sequence: int) -> memoryview:
+        """Return the tokens."""
+        return memoryview(array("i", [token for token, _ in self._sequences.get(sequence, [])]).tobytes())
+
+    def restore(self, sequence: int, saved: memoryview) -> bool:
+        """Take new cells for the tokens."""
+        assert not self._sequences.get(sequence)
+        tokens = array("i", saved.tobytes())
+        if self.cells_used + len(tokens) > self.n_cells:
+            return False
+        self._sequences[sequence] = [(token, self._next_cell + n) for n, token in enumerate(tokens)]
+        self._next_cell += len(tokens)
+        return True
 
     def can_trim(self) -> bool:
         """A sequence can be cut anywhere."""

@@ -189,6 +189,7 @@ async def _model_server(config: HostConfig) -> AsyncIterator[ModelClient]:
             threads=config.model_threads,
             n_ctx=config.model_ctx,
             n_slots=config.model_slots,
+            saved_bytes=config.model_saved_bytes,
             gpu_layers=config.model_gpu_layers,
             backend=config.model_backend,
             log_level="warning",

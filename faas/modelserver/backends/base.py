@@ -23,7 +23,8 @@ class LoadOptions(msgspec.Struct, frozen=True):
     How models are loaded.
 
     ``n_ctx`` is what one sequence may use (0: what the model was trained with), ``n_cells`` the KV cells of all
-    sequences together (0: the backend's choice), ``n_slots`` how many generations decode at once.
+    sequences together (0: the backend's choice), ``n_slots`` how many generations decode at once, ``saved_bytes`` how
+    much memory besides may hold the cells of ended ones.
     """
 
     n_ctx: int = 4096
@@ -31,6 +32,7 @@ class LoadOptions(msgspec.Struct, frozen=True):
     n_cells: int = 0
     threads: int = 0
     gpu_layers: int = -1
+    saved_bytes: int = 256 * 1024 * 1024
 
 
 class Inspected(msgspec.Struct, frozen=True):
@@ -130,6 +132,12 @@ class LoadedModel(Protocol):
 
     def trim(self, sequence: int, n_tokens: int) -> None:
         """Keep the first *n_tokens* of *sequence*; cells that no sequence has any more are free."""
+
+    def save(self, sequence: int) -> memoryview:
+        """Return a copy of the cells of *sequence*; empty if that can't be had."""
+
+    def restore(self, sequence: int, saved: memoryview) -> bool:
+        """Fill *sequence* (empty) with cells of its own from what ``save`` returned; False if there is no room."""
 
     def can_trim(self) -> bool:
         """Tell whether a sequence can be cut in its middle (a recurrent state can not)."""

@@ -121,11 +121,17 @@ class LlamaBackend:
 class LlamaSampler:
     """One generation's chain of samplers, and its grammar; lives until ``close``."""
 
-    __slots__ = ("_low", "chain", "grammar", "greedy", "sees_prompt")
+    __slots__ = ("_low", "bias", "chain", "grammar", "greedy", "sees_prompt")
 
-    def __init__(self, low: Any, chain: Any, grammar: Any, *, greedy: bool, sees_prompt: bool) -> None:
-        """Args: *greedy* says the chain is none: the likeliest token is taken. *sees_prompt*: penalties are on."""
+    def __init__(
+        self, low: Any, chain: Any, grammar: Any, *, greedy: bool, sees_prompt: bool, bias: Any = None
+    ) -> None:
+        """
+        Args: *greedy* says the chain is none: the likeliest token is taken, after *bias* (tokens, what to add to their
+        logits) if there is one. *sees_prompt*: penalties are on.
+        """
         self._low = low
+        self.bias = bias
         self.chain = chain
         self.grammar = grammar
         self.greedy = greedy
@@ -313,7 +319,12 @@ class LlamaModel:
         """Return the chain that llama.cpp's own programs would build."""
         low = self._low
         grammar = self._new_grammar(sampling)
-        steps = self._steps(sampling)
+        bias = self._bias(sampling)
+        if sampling.temperature <= 0 and bias and grammar is None and not _sees_history(sampling):
+            np = self._np
+            tokens, added = np.array(list(bias), np.int64), np.array(list(bias.values()), np.float32)
+            return LlamaSampler(low, None, None, greedy=True, sees_prompt=False, bias=(tokens, added))
+        steps = self._steps(sampling, bias)
         if not steps:
             return LlamaSampler(low, None, grammar, greedy=True, sees_prompt=False)
         params = low.llama_sampler_chain_default_params()
@@ -321,16 +332,19 @@ class LlamaModel:
         chain = low.llama_sampler_chain_init(params)
         for step in steps:
             low.llama_sampler_chain_add(chain, step)
-        sees_prompt = _has_penalties(sampling) or sampling.dry_multiplier != 0.0
-        return LlamaSampler(low, chain, grammar, greedy=False, sees_prompt=sees_prompt)
+        return LlamaSampler(low, chain, grammar, greedy=False, sees_prompt=_sees_history(sampling))
 
-    def _steps(self, sampling: Sampling) -> list[Any]:
-        """Return the samplers in the order of llama.cpp's ``common_sampler_init``; none where only the best counts."""
-        low, steps = self._low, []
-        seed = random.getrandbits(32) if sampling.seed is None else sampling.seed
+    def _bias(self, sampling: Sampling) -> dict[int, float]:
+        """Return what is added to the logits of which tokens."""
         bias = dict(sampling.logit_bias)
         if sampling.ignore_eos:
             bias.update(dict.fromkeys(self.eog, float("-inf")))
+        return bias
+
+    def _steps(self, sampling: Sampling, bias: dict[int, float]) -> list[Any]:
+        """Return the samplers in the order of llama.cpp's ``common_sampler_init``; none where only the best counts."""
+        low, steps = self._low, []
+        seed = random.getrandbits(32) if sampling.seed is None else sampling.seed
         if bias:
             pairs = (low.llama_logit_bias * len(bias))(*((token, value) for token, value in bias.items()))
             steps.append(low.llama_sampler_init_logit_bias(self.n_vocab, len(bias), pairs))
@@ -405,7 +419,7 @@ class LlamaModel:
         if any(sampler.greedy for sampler in samplers):
             # All rows with an output, in order, are one block of memory; rows has every one of them.
             logits = self._np.ctypeslib.as_array(low.llama_get_logits(context), (len(rows), self.n_vocab))
-            best = logits.argmax(axis=1).tolist()
+            best = self._likeliest(logits, samplers)
         chosen = []
         for index, (row, sampler) in enumerate(zip(rows, samplers, strict=True)):
             if sampler.grammar:
@@ -415,6 +429,19 @@ class LlamaModel:
             else:
                 chosen.append(int(low.llama_sampler_sample(sampler.chain, context, row)))
         return chosen
+
+    def _likeliest(self, logits: Any, samplers: Sequence[Any]) -> list[int]:
+        """Return the likeliest token of each row; biases are taken off again, since others may want to read."""
+        changed = []
+        for row, sampler in zip(logits, samplers, strict=True):
+            if sampler.bias is not None:
+                tokens, added = sampler.bias
+                changed.append((row, tokens, row[tokens]))
+                row[tokens] += added
+        best: list[int] = logits.argmax(axis=1).tolist()
+        for row, tokens, before in changed:
+            row[tokens] = before
+        return best
 
     def _sample_by_grammar(self, row: int, sampler: LlamaSampler, best: int | None) -> int:
         """Sample freely, and again among what the grammar admits only if it refuses: checking one token is cheap."""
@@ -477,6 +504,20 @@ class LlamaModel:
         """Keep the first *n_tokens* of *sequence*."""
         if not self._low.llama_memory_seq_rm(self._memory, sequence, n_tokens, -1):
             self._low.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+
+    def save(self, sequence: int) -> memoryview:
+        """Return a copy of the cells."""
+        low = self._low
+        size = int(low.llama_state_seq_get_size(self._context, sequence))
+        saved = self._np.empty(size, self._np.uint8)
+        at = saved.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        n = int(low.llama_state_seq_get_data(self._context, at, size, sequence)) if size else 0
+        return memoryview(saved)[:n]
+
+    def restore(self, sequence: int, saved: memoryview) -> bool:
+        """Copy the cells back, to a stretch of free ones."""
+        at = self._np.frombuffer(saved, self._np.uint8).ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        return bool(self._low.llama_state_seq_set_data(self._context, at, len(saved), sequence))
 
     def can_trim(self) -> bool:
         """Tell whether a sequence can be cut in its middle."""
@@ -575,6 +616,10 @@ def _n_cells(options: LoadOptions, n_ctx_train: int) -> int:
     """Return the cells of all sequences together: every masked cell costs time at each token, so not too many."""
     n_ctx = min(options.n_ctx or n_ctx_train, n_ctx_train)
     return max(n_ctx, options.n_cells or MIN_CELLS_PER_SLOT * options.n_slots)
+
+
+def _sees_history(sampling: Sampling) -> bool:
+    return _has_penalties(sampling) or sampling.dry_multiplier != 0.0
 
 
 def _has_penalties(sampling: Sampling) -> bool:

@@ -245,6 +245,31 @@ async def test_texts_stay_the_same_when_room_is_made_in_quiet_moments(make_rig: 
     assert rounds[0] == rounds[1]
 
 
+async def test_a_prefix_that_left_its_cells_is_copied_back(make_rig: MakeRig, rig: Rig) -> None:
+    small = await make_rig(rig.kind, n_ctx=256, n_cells=512, n_slots=2)
+    client = await small.connect()
+    prompt = LONG[:150] + b" One."
+    first = await client.generate(prompt, max_tokens=16, sampling=ENDLESS)
+    for n in range(6):
+        await client.generate(f"{n} ".encode() * 40, max_tokens=1, sampling=ENDLESS)
+    gauges = (await small.stats()).models["m"]
+    assert gauges["saved_bytes"] > 0
+    again = await client.generate(prompt, max_tokens=16, sampling=ENDLESS)
+    assert again.final.n_cached_tokens == again.final.n_prompt_tokens - 1
+    assert again.tokens == first.tokens
+
+
+async def test_a_logit_bias_changes_a_greedy_text_and_nobody_elses(rig: Rig) -> None:
+    client = await rig.connect()
+    plain = await client.generate(PARIS, max_tokens=6, sampling=ENDLESS)
+    banned = msgspec.structs.replace(ENDLESS, logit_bias={plain.tokens[0]: -100.0})
+    ids = [await client.start(PARIS, max_tokens=6, sampling=sampling) for sampling in (ENDLESS, banned)]
+    answers = await client.collect(*ids)
+    assert answers[ids[0]].tokens == plain.tokens
+    if rig.kind == "llama":  # the fake one knows no logits
+        assert answers[ids[1]].tokens[0] != plain.tokens[0]
+
+
 async def test_a_burst_of_equal_prompts_is_computed_once(make_rig: MakeRig, rig: Rig) -> None:
     client = await (await make_rig(rig.kind)).connect()
     ids = [await client.start(LONG[:300], max_tokens=2, sampling=ENDLESS, function=f"f{n}") for n in range(4)]

@@ -7,7 +7,7 @@ from array import array
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faas.modelserver.prefix import Holding, PrefixCache
+from faas.modelserver.prefix import Holding, PrefixCache, SavedPrefixes
 
 
 def hold(cache: PrefixCache, tokens: list[int]) -> Holding:
@@ -71,52 +71,123 @@ def test_what_holds_nothing_is_forgotten_at_once() -> None:
     assert cache.has_free
 
 
-def test_tidying_frees_from_the_top() -> None:
-    cache = PrefixCache(8)
-    low, middle, high = hold(cache, [1] * 4), hold(cache, [2] * 4), hold(cache, [3] * 4)
-    for holding in (low, middle, high):
-        cache.retire(holding)
-    assert cache.tidy(8) == [high]
-    assert cache.filled == 8
+def ended(cache: PrefixCache, tokens: list[int]) -> Holding:
+    """Hold *tokens* and retire at once."""
+    holding = hold(cache, tokens)
+    cache.retire(holding)
+    return holding
 
 
-def test_what_nobody_wants_any_more_is_tidied_away_with_all_above_it() -> None:
+def test_tidying_frees_from_the_top_what_nobody_shares() -> None:
     cache = PrefixCache(8)
-    low, middle = hold(cache, [1] * 4), hold(cache, [2] * 4)
-    cache.retire(low)
-    cache.retire(middle)
-    assert cache.tidy(100) == []
-    cache.touch(low)
-    assert cache.tidy(100) == [middle]
+    low, high = ended(cache, [1] * 40), ended(cache, [2] * 40)
+    sharer = ended(cache, [1] * 40 + [3])
+    assert cache.tidy(100) == [high, sharer]
+    assert cache.filled == 40
+    assert cache.match(low.tokens) == (low, 40)
+
+
+def test_tidying_keeps_no_more_than_it_was_told_to() -> None:
+    cache = PrefixCache(8)
+    low, high = ended(cache, [1] * 40), ended(cache, [2] * 40)
+    sharers = [ended(cache, [1] * 40 + [3]), ended(cache, [2] * 40 + [3])]
+    assert cache.tidy(60) == [high, *sharers]
+    assert cache.filled == 40
+    assert cache.match(low.tokens)[0] is low
+
+
+def test_what_nobody_shared_since_the_last_time_goes_with_all_above_it() -> None:
+    cache = PrefixCache(8)
+    low = ended(cache, [1] * 40)
+    ended(cache, [1] * 40 + [3])
+    cache.tidy(100)
     assert cache.tidy(100) == [low]
     assert cache.filled == 0
 
 
+def test_what_nobody_shares_stays_below_something_that_is_shared() -> None:
+    cache = PrefixCache(8)
+    ended(cache, [1] * 40)
+    ended(cache, [2] * 40)
+    sharer = ended(cache, [2] * 40 + [3])
+    assert cache.tidy(100) == [sharer]
+
+
 def test_tidying_does_not_cut_between_those_that_ran_side_by_side() -> None:
     cache = PrefixCache(8)
-    early = hold(cache, [1] * 2)
-    late = hold(cache, [2] * 2)
+    early, late = hold(cache, [1] * 40), hold(cache, [2] * 40)
     cache.fill(early, array("i", [1] * 2))
-    cache.retire(early)
-    cache.retire(late)
-    assert cache.tidy(3) == [early, late]
+    for holding in (early, late, hold(cache, [1] * 42 + [3])):
+        cache.retire(holding)
+    assert len(cache.tidy(81)) == 3
 
 
 def test_after_an_eviction_tidying_clears_all() -> None:
     cache = PrefixCache(8)
-    low, high = hold(cache, [1] * 4), hold(cache, [2] * 4)
-    cache.retire(low)
-    cache.retire(high)
+    low, high = ended(cache, [1] * 40), ended(cache, [2] * 40)
+    sharer = ended(cache, [2] * 40 + [3])
     cache.forget(low)
-    assert cache.tidy(100) == [high]
+    assert cache.tidy(1000) == [high, sharer]
 
 
 def test_tidying_leaves_half_of_the_sequences_free() -> None:
     cache = PrefixCache(4)
-    for n in range(4):
-        cache.retire(hold(cache, [n]))
-    cache.tidy(100)
-    assert cache.n_free == 2
+    for n in range(3):
+        ended(cache, [n] * 40)
+    ended(cache, [2] * 40 + [9])
+    cache.tidy(1000)
+    assert cache.n_free >= 2
+
+
+def test_a_cut_gives_back_what_was_filled_last() -> None:
+    cache = PrefixCache(2)
+    holding = hold(cache, [1, 2, 3])
+    cache.cut(holding, 1)
+    assert (list(holding.tokens), cache.filled, holding.ended_at) == ([1], 1, 1)
+
+
+def saved(tokens: list[int], n_bytes: int = 10) -> tuple[array[int], memoryview]:
+    return array("i", tokens), memoryview(bytes(n_bytes))
+
+
+def test_the_longest_saved_beginning_is_found() -> None:
+    store = SavedPrefixes(100)
+    store.put(*saved([1, 2, 3]))
+    store.put(*saved([1, 2, 9, 9]))
+    state, tokens, n = store.match(array("i", [1, 2, 9, 4]))
+    assert state is not None
+    assert (list(tokens), n) == ([1, 2, 9, 9], 3)
+    assert store.match(array("i", [7]))[2] == 0
+
+
+def test_saved_ones_stay_within_their_memory_and_the_longest_unused_goes() -> None:
+    store = SavedPrefixes(25)
+    store.put(*saved([1]))
+    store.put(*saved([2]))
+    store.match(array("i", [1]))
+    store.put(*saved([3]))
+    assert store.n_bytes == 20
+    assert [store.match(array("i", [n]))[2] for n in (1, 2, 3)] == [1, 0, 1]
+    store.put(*saved([4], 26))
+    assert len(store) == 2
+
+
+def test_a_longer_one_takes_the_place_of_what_it_repeats() -> None:
+    store = SavedPrefixes(100)
+    store.put(*saved([1, 2]))
+    store.put(*saved([1, 2, 3]))
+    assert (len(store), store.n_bytes) == (1, 10)
+
+
+def test_only_what_adds_a_good_part_is_worth_saving() -> None:
+    store = SavedPrefixes(100)
+    long = array("i", range(400))
+    assert store.adds(long, 0)
+    assert not store.adds(long, 350)
+    store.put(long, memoryview(bytes(10)))
+    assert not store.adds(array("i", [*range(399), 7]), 0)
+    assert not store.adds(array("i", range(20)), 0)
+    assert not SavedPrefixes(0).adds(long, 0)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4)), max_size=60))
@@ -125,12 +196,11 @@ def test_cells_stay_in_the_order_of_tokens_between_quiet_moments(steps: list[tup
     cache, cells, live, head = PrefixCache(100), {}, [], 0
     for kind, n in steps:
         if kind == 0 or not live:  # a prompt joins
-            tokens = array("i", [n] * 3 + [n * 7 + len(cells)] * n)
+            tokens = array("i", [n] * 40 + [n * 7 + len(cells)] * n)
             source, n_shared = cache.match(tokens)
             holding = cache.open()
             if source is not None and n_shared:
                 cache.adopt(holding, source, n_shared)
-                cache.touch(source)
                 cells[holding.sequence] = cells[source.sequence][:n_shared]
             else:
                 n_shared, cells[holding.sequence] = 0, []
