@@ -77,6 +77,7 @@ async def test_process_gets_its_settings(server, fleet, run_dir):
         "threads": 0,
         "n_ctx": 512,
         "n_slots": 16,
+        "saved_bytes": 256 * 1024 * 1024,
         "gpu_layers": -1,
         "backend": "fake",
     }
