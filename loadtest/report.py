@@ -10,6 +10,8 @@ from rich.console import Console
 
 SUMMARY_FILE = "FAAS_LOADTEST_SUMMARY"
 """The environment variable that tells locust's process where to write its summary at the end, as CSV."""
+REFUSED = ": refused"
+"""What the rows of that summary end in that count requests which were told to come again, as they should be."""
 
 
 def server_timing(header: str) -> dict[str, float]:

@@ -6,7 +6,6 @@ import asyncio
 import struct
 from typing import Any, Generic, TypeVar
 
-import msgpack
 import msgspec
 
 from faas.errors import FrameTooLargeError, PeerGoneError, ProtocolError
@@ -14,6 +13,7 @@ from faas.errors import FrameTooLargeError, PeerGoneError, ProtocolError
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 
 _LENGTH = struct.Struct("<I")
+_encode = msgspec.msgpack.Encoder().encode
 In = TypeVar("In")
 
 
@@ -23,7 +23,7 @@ def encode_frame(message: msgspec.Struct) -> bytes:
 
     Raises: FrameTooLargeError.
     """
-    payload: bytes = msgpack.packb(msgspec.to_builtins(message, builtin_types=(bytes,)))
+    payload = _encode(message)
     if len(payload) > MAX_FRAME_BYTES:
         raise FrameTooLargeError(f"a frame of {len(payload)} bytes is over the cap of {MAX_FRAME_BYTES}")
     return _LENGTH.pack(len(payload)) + payload
@@ -36,7 +36,7 @@ class Channel(Generic[In]):
         """Args: *incoming* is the union of message classes the peer may send."""
         self._reader = reader
         self._writer = writer
-        self._incoming = incoming
+        self._decode = msgspec.msgpack.Decoder(incoming).decode
 
     def send_nowait(self, message: msgspec.Struct) -> None:
         """
@@ -74,10 +74,8 @@ class Channel(Generic[In]):
         except (asyncio.IncompleteReadError, ConnectionError, OSError) as exc:
             raise PeerGoneError("the peer closed the connection") from exc
         try:
-            message: In = msgspec.convert(
-                msgpack.unpackb(payload, strict_map_key=False), self._incoming, builtin_types=(bytes,)
-            )
-        except (ValueError, TypeError, msgpack.UnpackException, msgspec.ValidationError) as exc:
+            message: In = self._decode(payload)
+        except (msgspec.DecodeError, ValueError, RecursionError) as exc:
             raise ProtocolError(f"the peer sent a frame that is none of its messages: {exc}") from exc
         return message
 

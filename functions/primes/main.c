@@ -31,6 +31,9 @@ int main(int argc, char **argv) {
             continue;
         }
         count++;
+        if (n > limit / n) {
+            continue; /* nothing left to strike out, and n * n might not fit a long, which has 32 bits here */
+        }
         for (long multiple = n * n; multiple < limit; multiple += n) {
             composite[multiple] = 1;
         }

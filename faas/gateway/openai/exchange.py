@@ -152,6 +152,10 @@ class EventStream:
 
     async def _write(self, data: bytes) -> None:
         response = self._response or await self._open()
+        transport = self._exchange.request.transport
+        if transport is not None and transport.get_write_buffer_size() == 0:
+            await response.write(data)  # the client keeps up: there is nothing to wait for
+            return
         try:
             async with asyncio.timeout(STALL_S):
                 await response.write(data)
