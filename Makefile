@@ -8,7 +8,7 @@ ADMIN_PORT ?= 8081
 MODEL_SAMPLES := functions/chat functions/summarize functions/embed
 SAMPLES := functions/hello-c functions/hello-rust functions/echo-c functions/echo-rust functions/markdown
 
-.PHONY: run models test check format functions functions-check loadtest bench bench-table bench-start bench-density bench-overload bench-models bench-llm bench-crash lock clean help
+.PHONY: run models test check format functions functions-check loadtest soak bench bench-table bench-start bench-density bench-overload bench-models bench-llm bench-crash lock clean help
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -61,8 +61,11 @@ functions: $(VENV)/.dev ## rebuild all guest functions (needs Rust: see function
 functions-check: $(VENV)/.dev ## rebuild all guest functions elsewhere and compare byte for byte
 	$(MAKE) -C functions check
 
-loadtest: $(VENV)/.dev ## drive the sample functions with locust for a minute
-	$(BIN)/python -m loadtest.run
+loadtest: $(VENV)/.dev ## drive the sample functions with locust for a minute; SCENARIO=name: something else
+	$(BIN)/python -m loadtest.run $(if $(SCENARIO),--scenario $(SCENARIO))
+
+soak: $(VENV)/.dev $(VENV)/.bench ## load, deploys and kill -9 side by side for 10 minutes: is anything lost, does anything grow?
+	$(BIN)/python -m loadtest.soak
 
 bench: $(VENV)/.dev $(VENV)/.bench ## requests per second beside wasmtime serve, workerd, processes and containers (13 minutes)
 	$(BIN)/python -m loadtest.compare

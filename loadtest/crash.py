@@ -104,7 +104,7 @@ class Load:
                     ledger.removals += 1
                 else:
                     mark = ledger.pending_mark = uuid.uuid4().hex
-                    module.write_bytes(_variant(ENV.read_bytes()))
+                    module.write_bytes(variant(ENV.read_bytes()))
                     version = self.host.deploy({"name": name, "env": {"MARK": mark}}, module)
                     if version <= ledger.highest_version:
                         self.wrong.append(f"{name}: version {version} was given twice")
@@ -263,7 +263,7 @@ def _status(pid: int) -> str:
         return "\nState:\tZ"
 
 
-def _variant(wasm: bytes) -> bytes:
+def variant(wasm: bytes) -> bytes:
     """Return *wasm* with a custom section of random bytes: the same program, another digest."""
     content = bytes([len(b"mark")]) + b"mark" + random.randbytes(16)
     return wasm + _PADDING_SECTION + bytes([len(content)]) + content

@@ -5,11 +5,22 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 SIZE_INCHES = (8.0, 4.5)
+PANEL_INCHES = 1.8
+MARK_COLORS = ("tab:red", "tab:purple", "tab:brown")
 _GAP = 0.25  # of the room of one group of bars
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One of several plots above each other: lines over the same x."""
+
+    y_label: str
+    series: Mapping[str, Sequence[float]]
 
 
 class PlotMissingError(Exception):
@@ -63,6 +74,42 @@ def lines(
     return _close(figure, axes, path)
 
 
+def panels(
+    path: Path,
+    title: str,
+    xs: Sequence[float],
+    plots: Sequence[Panel],
+    *,
+    x_label: str,
+    marks: Mapping[str, Sequence[float]] | None = None,
+) -> Path:
+    """
+    Write *plots* above each other over the same *xs*, and return *path*.
+
+    Args: *marks* gives the x of what happened, by its name: vertical lines through all plots. NaN makes a gap.
+    Raises: PlotMissingError, OSError, ValueError if a series is not as long as *xs*.
+    """
+    for plot in plots:
+        _check(xs, plot.series)
+    figure = _figure((SIZE_INCHES[0] * 1.25, 1.0 + PANEL_INCHES * len(plots)))
+    all_axes = [axes for (axes,) in figure.subplots(len(plots), sharex=True, squeeze=False)]
+    all_axes[0].set_title(title)
+    all_axes[-1].set_xlabel(x_label)
+    for axes, plot in zip(all_axes, plots, strict=True):
+        for name, values in plot.series.items():
+            axes.plot(xs, values, marker="o", markersize=2, linewidth=1, label=name)
+        for number, (name, places) in enumerate((marks or {}).items()):
+            for place in places:
+                first = place == places[0] and axes is all_axes[0]
+                color = MARK_COLORS[number % len(MARK_COLORS)]
+                axes.axvline(place, color=color, linestyle="--", linewidth=0.8, label=name if first else None)
+        axes.set_ylabel(plot.y_label)
+        axes.grid(alpha=0.3)
+        _finish(axes)
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    return _save(figure, path)
+
+
 def bar_places(series: Mapping[str, object]) -> list[tuple[str, float, float]]:
     """Return each name with its bar's distance from the group's middle and its width; groups are 1 apart."""
     width = (1.0 - _GAP) / max(1, len(series))
@@ -77,6 +124,13 @@ def _check(points: Sequence[object], series: Mapping[str, Sequence[float]]) -> N
 
 
 def _open(title: str, x_label: str, y_label: str) -> tuple[Any, Any]:
+    figure = _figure(SIZE_INCHES)
+    axes = figure.subplots()
+    axes.set(title=title, xlabel=x_label, ylabel=y_label)
+    return figure, axes
+
+
+def _figure(size_inches: tuple[float, float]) -> Any:
     try:
         figures = importlib.import_module("matplotlib.figure")
         matplotlib = importlib.import_module("matplotlib")
@@ -84,16 +138,21 @@ def _open(title: str, x_label: str, y_label: str) -> tuple[Any, Any]:
         raise PlotMissingError(f"matplotlib can't be loaded ({exc}); pip install 'faas[bench]'") from exc
     # Equal numbers make equal files; text stays text.
     matplotlib.rcParams.update({"svg.hashsalt": "faas", "svg.fonttype": "none"})
-    figure = figures.Figure(figsize=SIZE_INCHES, layout="constrained")
-    axes = figure.subplots()
-    axes.set(title=title, xlabel=x_label, ylabel=y_label)
-    return figure, axes
+    return figures.Figure(figsize=size_inches, layout="constrained")
 
 
 def _close(figure: Any, axes: Any, path: Path) -> Path:
+    _finish(axes)
+    axes.legend(frameon=False)
+    return _save(figure, path)
+
+
+def _finish(axes: Any) -> None:
     axes.set_ylim(bottom=0)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+
+
+def _save(figure: Any, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, metadata={"Date": None} if path.suffix == ".svg" else None)
     return path

@@ -9,6 +9,7 @@ import http.client
 import itertools
 import json
 import random
+import threading
 import time
 from typing import Any
 from urllib.parse import urlsplit
@@ -40,7 +41,7 @@ def _wait_until(begin_s: float) -> None:
 
 
 class Greeted(CheckedUser):
-    """Someone who calls the smallest function; locust adds up the tasks of a class and its parents, so this has none."""
+    """Someone who calls the smallest function; without a task, since locust adds a parent's tasks to a class's own."""
 
     abstract = True
 
@@ -149,7 +150,8 @@ class Cold(CheckedUser):
         index = next(_cold_turns, None)
         if index is None:
             if next(_last_words, False):
-                self.environment.runner.quit()
+                # Not from here: locust would wait for this user to stop.
+                threading.Thread(target=self.environment.runner.quit).start()
             raise StopUser
         name = scenarios.FLEET.names[index]
         with self.call(name, "GET", f"/{name}", name=scenarios.COLD) as reply:

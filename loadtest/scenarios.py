@@ -49,7 +49,7 @@ IDLE_S = 5.0
 FIRST_SECOND, LATER = "hello, first second", "hello, later"
 
 FLEET = Plan(n_functions=1000, n_large=0, n_active=0, n_workers=2, n_deployers=4)
-FLEET_ROUNDS = 2
+FLEET_ROUNDS = 5
 COLD = "cold functions"
 _FLEET_BUDGET_BYTES = 4 * 1024 * 1024
 """Code of some 80 of the thousand: who comes round again finds its code unloaded."""

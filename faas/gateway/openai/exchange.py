@@ -23,6 +23,8 @@ from faas.nn.client import ModelService
 from faas.wire.models import ModelCard
 
 DONE = b"data: [DONE]\n\n"
+SMALL_EVENT_BYTES = 16 * 1024
+"""An event up to this size does not fill the transport's buffer, so writing it does not wait."""
 STALL_S = 60.0
 """How long a client may leave its stream unread; the answer is complete by then, and nobody is coming for it."""
 SOFTWARE = f"faas/{__version__}"
@@ -153,7 +155,7 @@ class EventStream:
     async def _write(self, data: bytes) -> None:
         response = self._response or await self._open()
         transport = self._exchange.request.transport
-        if transport is not None and transport.get_write_buffer_size() == 0:
+        if transport is not None and transport.get_write_buffer_size() == 0 and len(data) <= SMALL_EVENT_BYTES:
             await response.write(data)  # the client keeps up: there is nothing to wait for
             return
         try:
