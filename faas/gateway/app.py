@@ -1,6 +1,6 @@
 """
 The gateway's request funnel, one method per concern, each calling the next:
-``handle`` (ids, errors → responses) → ``_serve`` (route, redirects) → ``_admit`` (permits) → ``_run`` (deadline, kind).
+``serve`` (ids, errors → responses) → ``_serve`` (route, redirects) → ``_admit`` (permits) → ``_run`` (deadline, kind).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import select
 import time
 
 from aiohttp import hdrs, web
+from multidict import istr
 
 from faas.clock import Clock
 from faas.errors import (
@@ -28,10 +29,11 @@ from faas.errors import (
 )
 from faas.gateway.admission import Admission
 from faas.gateway.call import Call, break_connection
-from faas.gateway.command import SOFTWARE, LocalRedirect, serve_command
+from faas.gateway.command import LocalRedirect, serve_command
 from faas.gateway.journal import Journal
+from faas.gateway.lane import MAX_BODY_BYTES, SOFTWARE, Answer, Lane, Reply, Request
 from faas.gateway.live import LiveTable, Served
-from faas.gateway.middleware import outcome_of, problem_response
+from faas.gateway.middleware import outcome_of, problem_reply
 from faas.gateway.models import ModelGate
 from faas.gateway.openai.api import PREFIX as OPENAI_PREFIX
 from faas.gateway.openai.api import OpenAiApi
@@ -45,6 +47,9 @@ MAX_LOCAL_REDIRECTS = 10
 WATCH_S = 1.0
 
 _log = logging.getLogger(__name__)
+# Made once: a header is looked up by its folded name.
+_X_REQUEST_ID = istr("X-Request-Id")
+_TRACEPARENT_NAME = istr("traceparent")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._\-+/=:]{1,128}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]*)?")
 
@@ -90,53 +95,60 @@ class Gateway:
                 if _hung_up(call.request):
                     break_connection(call.request)
 
-    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer one request; the only failure that leaves here is cancellation."""
+    async def serve(self, lane: Lane) -> Answer:
+        """Answer one request, by a Reply if it never left the lane; the only failure to leave here is cancellation."""
         received = time.perf_counter()
-        request_id = request.headers.get("X-Request-Id", "")
-        if not _REQUEST_ID.fullmatch(request_id):
+        request_id = lane.request.headers.get(_X_REQUEST_ID)
+        if request_id is None or not _REQUEST_ID.fullmatch(request_id):
             request_id = f"{self._id_prefix}{next(self._ids):08x}"
+        answer: Answer
         try:
-            response = await self._serve(request, request_id, received)
+            if self.draining:
+                await lane.leave()
+            answer = await self._serve(lane, request_id, received)
         except FaasError as exc:
-            response = problem_response(exc, request_id)
+            answer = problem_reply(exc, request_id)
         except asyncio.CancelledError:
             raise
         except Exception as exc:
             _log.exception("request failed")
             event(_log, "request.failed", request_id=request_id, error=repr(exc))
-            response = problem_response(
+            answer = problem_reply(
                 InternalError("the host failed to serve this request; its log has the reason"), request_id
             )
+        return answer if lane.inside else self._response(answer)
+
+    def _response(self, answer: Answer) -> web.StreamResponse:
+        response = answer.response() if isinstance(answer, Reply) else answer
         if not response.prepared:
-            self._mark(response)
+            response.headers["Server"] = SOFTWARE
+            if self.draining:
+                response.force_close()
         return response
 
-    def _mark(self, response: web.StreamResponse) -> None:
-        response.headers["Server"] = SOFTWARE
-        if self.draining:
-            response.force_close()
-
-    async def _serve(self, request: web.BaseRequest, request_id: str, received: float) -> web.StreamResponse:
+    async def _serve(self, lane: Lane, request_id: str, received: float) -> Answer:
+        request = lane.request
         raw_path, _, query = request.raw_path.partition("?")
         if not raw_path.startswith("/"):
             # absolute-form (a proxy's) or OPTIONS *
+            request = await lane.leave()
             raw_path, query = request.rel_url.raw_path, request.rel_url.raw_query_string
             if not raw_path.startswith("/"):
                 raise MalformedRequestError(f"the request target {request.raw_path[:80]!r} is no path")
         if raw_path == "/_faas/health":
+            await lane.leave()
             return self._health(request_id)
         if raw_path.startswith(OPENAI_PREFIX):
-            return await self._openai.handle(request, request_id)
+            return await self._openai.handle(await lane.leave(), request_id)
         method = request.method
         with_body = True
-        traceparent = request.headers.get("traceparent", "")
+        traceparent = request.headers.get(_TRACEPARENT_NAME, "")
         if traceparent and not _TRACEPARENT.fullmatch(traceparent):
             traceparent = ""
         for _ in range(MAX_LOCAL_REDIRECTS):
             served, params, route = self._table.match(method, raw_path)
             call = Call(
-                request,
+                lane,
                 served,
                 method=method,
                 raw_path=raw_path,
@@ -168,10 +180,11 @@ class Gateway:
             {"status": "ok", "generation": self._table.generation}, headers={"X-Request-Id": request_id}
         )
 
-    async def _admit(self, call: Call) -> web.StreamResponse:
+    async def _admit(self, call: Call) -> Answer:
         permits = call.served.permits
         try:
             if not self._admission.try_acquire(permits):
+                await call.lane.leave()
                 await self._admission.acquire(permits)
         except BusyError as exc:
             return self._failed(call, exc)
@@ -184,28 +197,34 @@ class Gateway:
             self._admission.release(permits, time.perf_counter() - call.admitted)
             self._with_bodies.discard(call)
 
-    async def _run(self, call: Call) -> web.StreamResponse:
-        served = call.served
+    async def _run(self, call: Call) -> Answer:
+        served, lane = call.served, call.lane
         timeout_s = served.deployment.manifest.limits.timeout_s
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        response: web.StreamResponse | None = None
+        deadline = time.monotonic() + timeout_s  # the loop's clock, without asking which loop
+        answer: Answer | None = None
         try:
-            async with asyncio.timeout_at(deadline):
-                code = self._table.try_acquire(served) or await self._table.acquire(served)
+            async with lane.until(deadline):
+                code = self._table.try_acquire(served)
+                if code is None:
+                    await lane.leave()
+                    code = await self._table.acquire(served)
                 try:
                     if served.deployment.kind is Kind.COMMAND:
-                        response = await serve_command(call, self._runtime, code, self._models, self._server_port)
+                        answer = await serve_command(call, self._runtime, code, self._models, self._server_port)
                     else:
-                        response = await serve_reactor(call, self._runtime, code, self._models, deadline)
+                        answer = await serve_reactor(call, self._runtime, code, self._models, deadline)
                 finally:
                     self._table.release(code)
-                # Sent here, so that a client that does not read holds its own function's permit, and not for ever.
-                if not response.prepared:
-                    self._mark(response)
-                    await response.prepare(call.request)
-                await response.write_eof()
+                if lane.inside and isinstance(answer, Reply) and len(answer.body) > MAX_BODY_BYTES:
+                    await lane.leave()
+                if not lane.inside:
+                    # Sent here, so that a slow client holds its own function's permit, and not for ever.
+                    request = await lane.leave()
+                    answer = response = self._response(answer)
+                    await response.prepare(request)
+                    await response.write_eof()
         except TimeoutError:
-            if response is not None:
+            if answer is not None:
                 break_connection(call.request)
             return self._failed(
                 call,
@@ -227,21 +246,20 @@ class Gateway:
         except Exception as exc:
             self._finished(call, Outcome.FAILED, 500, reason=f"internal-error: {exc!r}")
             raise
-        self._finished(call, Outcome.OK, response.status)
-        return response
+        self._finished(call, Outcome.OK, answer.status)
+        return answer
 
-    def _failed(self, call: Call, error: FaasError) -> web.StreamResponse:
+    def _failed(self, call: Call, error: FaasError) -> Reply:
         trace = error.facts.get("trace")
         if trace:
             for line in trace.splitlines():
                 self._journal.line(call.served.name, call.served.version, call.request_id, line, "trap")
-        headers = call.response_headers()
-        response = problem_response(error, call.request_id, headers)
-        self._finished(call, outcome_of(error), response.status, reason=f"{error.code}: {error.message}")
+        reply = problem_reply(error, call.request_id, call.response_headers())
+        self._finished(call, outcome_of(error), reply.status, reason=f"{error.code}: {error.message}")
         if call.request.transport is None or call.request.transport.is_closing():
             # The reply had begun and was cut off, or nobody is left: aiohttp must not write a second one.
             raise asyncio.CancelledError
-        return response
+        return reply
 
     def _finished(self, call: Call, outcome: Outcome, status: int, reason: str = "") -> None:
         served: Served = call.served
@@ -259,7 +277,7 @@ class Gateway:
         )
 
 
-def _hung_up(request: web.BaseRequest) -> bool:
+def _hung_up(request: Request) -> bool:
     """Return whether the peer closed its end, without reading anything."""
     transport = request.transport
     sock = None if transport is None else transport.get_extra_info("socket")

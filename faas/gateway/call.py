@@ -10,6 +10,7 @@ from aiohttp import web
 from faas.clock import Clock
 from faas.errors import BodyTooLargeError, MalformedRequestError, OutputLimitError
 from faas.gateway.journal import Journal
+from faas.gateway.lane import Lane, Request
 from faas.gateway.live import Served
 
 OUTPUT_HIGH_WATER = 256 * 1024
@@ -29,12 +30,12 @@ class Call:
         "clock",
         "cpu_ns",
         "journal",
+        "lane",
         "method",
         "params",
         "query",
         "raw_path",
         "received",
-        "request",
         "request_id",
         "route",
         "script_name",
@@ -46,7 +47,7 @@ class Call:
 
     def __init__(
         self,
-        request: web.BaseRequest,
+        lane: Lane,
         served: Served,
         *,
         method: str,
@@ -62,7 +63,7 @@ class Call:
         received: float,
         with_body: bool,
     ) -> None:
-        self.request = request
+        self.lane = lane
         self.served = served
         self.method = method
         self.raw_path = raw_path
@@ -80,6 +81,11 @@ class Call:
         self.answered = 0.0
         self.with_body = with_body
         self.cpu_ns = 0
+
+    @property
+    def request(self) -> Request:
+        """aiohttp's request, or what stands in for it in the lane."""
+        return self.lane.request
 
     @property
     def start_ms(self) -> float:
@@ -223,7 +229,7 @@ class Output:
         return taken
 
 
-def break_connection(request: web.BaseRequest) -> None:
+def break_connection(request: Request) -> None:
     """Abort the connection: of a reply that has begun and can't be finished, nobody may take half for the whole."""
     transport = request.transport
     if transport is not None:

@@ -6,7 +6,6 @@ import time
 
 from aiohttp import web
 
-from faas import __version__
 from faas.errors import (
     ClientGoneError,
     FaasError,
@@ -17,12 +16,13 @@ from faas.errors import (
 from faas.gateway import cgi
 from faas.gateway.call import MAX_LOG_LINE_BYTES, Call, Output, RequestBody, break_connection
 from faas.gateway.code import Code
+from faas.gateway.lane import SOFTWARE, Answer, Reply
 from faas.gateway.models import ModelGate
 from faas.wasi.context import GuestExit, WasiContext
 from faas.wasi.streams import EmptyInput, InputStream, LineOutput
 from faas.wasm.runtime import Runtime
 
-SOFTWARE = f"faas/{__version__}"
+_OURS = frozenset(("x-request-id", "x-faas-function", "x-faas-version"))
 
 
 class LocalRedirect(Exception):
@@ -87,13 +87,14 @@ class _Reply:
         if self._body is not None:
             self._body.invite()  # a guest may answer before it reads; after the head it would be too late to ask
         stream = web.StreamResponse(status=head.status, reason=head.reason, headers=call.response_headers())
-        _add_headers(stream, head)
+        for name, value in _headers_of(head):
+            stream.headers.add(name, value)
         stream.headers["Server"] = SOFTWARE
         if head.content_length is not None:
             stream.content_length = head.content_length
         elif call.request.version >= (1, 1) and not self._bodyless(head):
             stream.enable_chunked_encoding()
-        await stream.prepare(call.request)
+        await stream.prepare(await call.lane.leave())
         return stream
 
     async def _send(self, body: bytes) -> None:
@@ -107,9 +108,9 @@ class _Reply:
             raise MalformedResponseError(f"the guest announced a Content-Length of {length} and wrote more")
         await self.stream.write(body)
 
-    async def finish(self) -> web.StreamResponse:
+    async def finish(self) -> Answer:
         """
-        Return the response of a guest that ended well; a streamed one lacks only its end.
+        Return the answer of a guest that ended well; a streamed one lacks only its end.
 
         Raises: MalformedResponseError, LocalRedirect.
         """
@@ -133,21 +134,18 @@ class _Reply:
             raise MalformedResponseError(
                 f"the guest announced a Content-Length of {length} and wrote {len(self._written)} bytes"
             )
-        response = web.Response(
-            status=head.status,
-            reason=head.reason,
-            body=b"" if head.status in (204, 304) else bytes(self._written),
-            headers=self._call.response_headers(),
+        return Reply(
+            head.status,
+            b"" if head.status in (204, 304) else bytes(self._written),
+            self._call.response_headers(),
+            _headers_of(head),
+            head.reason,
         )
-        _add_headers(response, head)
-        return response
 
 
-async def serve_command(
-    call: Call, runtime: Runtime, code: Code, models: ModelGate, server_port: int
-) -> web.StreamResponse:
+async def serve_command(call: Call, runtime: Runtime, code: Code, models: ModelGate, server_port: int) -> Answer:
     """
-    Run a command for one request and return its response, prepared already if it was streamed.
+    Run a command for one request and return its answer, prepared already if it was streamed.
 
     Raises: InvocationError and its kin while nothing was sent; ClientGoneError once the reply had to be cut off.
     """
@@ -156,7 +154,7 @@ async def serve_command(
     limits = manifest.limits
     output = Output(limits.max_output_bytes)
     has_body = call.with_body and request.body_exists
-    body = RequestBody(request, limits.max_body_bytes) if has_body else None
+    body = RequestBody(await call.lane.leave(), limits.max_body_bytes) if has_body else None
     reply = _Reply(call, output, body)
     stderr = LineOutput(call.log_line, limits.max_log_bytes, MAX_LOG_LINE_BYTES)
     stdin: InputStream = body if body is not None else EmptyInput()
@@ -194,6 +192,7 @@ async def serve_command(
         clock=call.clock,
     )
     fiber = runtime.fiber(wasi, memory_limit_bytes=limits.memory_bytes, cpu_limit_s=limits.cpu_s, on_pause=reply.pause)
+    fiber.before_wait = call.lane.leave
     fiber.nn = models.context(call, timeout_s=limits.timeout_s, stdout=output, flush=reply.pause)
     try:
         await fiber.instantiate(code.template)
@@ -230,11 +229,6 @@ def cut_off(call: Call, exc: FaasError) -> InvocationError:
     return exc if isinstance(exc, InvocationError) else ClientGoneError(exc.message)
 
 
-def _add_headers(response: web.StreamResponse, head: cgi.ResponseHead) -> None:
-    headers = response.headers
-    # Ours are defaults for single-valued names and can't be overridden by a guest: they say what served the request.
-    for name, value in head.headers:
-        lower = name.lower()
-        if lower in ("x-request-id", "x-faas-function", "x-faas-version"):
-            continue
-        headers.add(name, value)
+def _headers_of(head: cgi.ResponseHead) -> list[tuple[str, str]]:
+    """Return the guest's headers, less those that say what served the request: a guest can't override them."""
+    return [header for header in head.headers if header[0].lower() not in _OURS]

@@ -17,7 +17,36 @@ FLUSH_S = 0.1
 STATS_S = 1.0
 MAX_BACKLOG_BYTES = 16 * 1024 * 1024
 
-_encode = msgspec.json.encode
+_encode = msgspec.json.Encoder().encode
+_NAMES = {outcome: outcome.value for outcome in Outcome}  # an Enum's value is a slow property
+
+
+class _Line(msgspec.Struct):
+    """One line of a function's log."""
+
+    ts: float
+    function: str
+    version: int
+    request_id: str
+    stream: str
+    text: str
+
+
+class _Finished(msgspec.Struct, omit_defaults=True, tag_field="event", tag="invocation.finished"):
+    """The event that ends an invocation; reason and traceparent only where there is one."""
+
+    ts: float
+    function: str
+    version: int
+    request_id: str
+    stream: str
+    outcome: Outcome
+    status: int
+    duration_ms: float
+    start_ms: float
+    cpu_ms: float
+    reason: str = ""
+    traceparent: str = ""
 
 
 class Journal:
@@ -43,14 +72,7 @@ class Journal:
         """Keep one line of a function's log."""
         self._put(
             function,
-            {
-                "ts": time.time(),
-                "function": function,
-                "version": version,
-                "request_id": request_id,
-                "stream": stream,
-                "text": text,
-            },
+            _Line(time.time(), function, version, request_id, stream, text),
         )
 
     def finished(
@@ -68,38 +90,40 @@ class Journal:
         traceparent: str = "",
     ) -> None:
         """Keep the one event that ends an invocation, and count it."""
-        event: dict[str, Any] = {
-            "ts": time.time(),
-            "function": function,
-            "version": version,
-            "request_id": request_id,
-            "stream": "event",
-            "event": "invocation.finished",
-            "outcome": outcome.value,
-            "status": status,
-            "duration_ms": round(duration_ms, 3),
-            "start_ms": round(start_ms, 3),
-            "cpu_ms": round(cpu_ms, 3),
-        }
-        if reason:
-            event["reason"] = reason
-        if traceparent:
-            event["traceparent"] = traceparent
-        self._put(function, event, always=True)
+        self._put(
+            function,
+            _Finished(
+                time.time(),
+                function,
+                version,
+                request_id,
+                "event",
+                outcome,
+                status,
+                round(duration_ms, 3),
+                round(start_ms, 3),
+                round(cpu_ms, 3),
+                reason,
+                traceparent,
+            ),
+            always=True,
+        )
         counters = self._counters.get(function)
         if counters is None:
             counters = self._counters[function] = {"invocations": 0, "duration_ms": 0, "start_ms": 0, "cpu_ms": 0}
         counters["invocations"] += 1
-        counters[outcome.value] = counters.get(outcome.value, 0) + 1
+        name = _NAMES[outcome]
+        counters[name] = counters.get(name, 0) + 1
         counters["duration_ms"] += duration_ms
         counters["start_ms"] += start_ms
         counters["cpu_ms"] += cpu_ms
 
-    def _put(self, function: str, entry: dict[str, Any], *, always: bool = False) -> None:
+    def _put(self, function: str, entry: _Line | _Finished, *, always: bool = False) -> None:
         try:
             line = _encode(entry) + b"\n"
         except UnicodeEncodeError:  # a client's or a guest's bytes that are no UTF-8
-            line = _encode({key: _printable(value) for key, value in entry.items()}) + b"\n"
+            texts = {key: _printable(value) for key, value in msgspec.structs.asdict(entry).items()}
+            line = _encode(msgspec.structs.replace(entry, **texts)) + b"\n"
         with self._lock:
             if self._backlog_bytes > MAX_BACKLOG_BYTES and not always:
                 self._n_dropped += 1  # control is slow or gone: memory is worth more than log lines

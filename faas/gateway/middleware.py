@@ -18,17 +18,23 @@ from faas.errors import (
     OutputLimitError,
     RequestError,
 )
+from faas.gateway.lane import Reply
 from faas.invocation import Outcome
 
 
-def problem_response(error: FaasError, request_id: str, headers: dict[str, str] | None = None) -> web.Response:
+def problem_response(error: FaasError, request_id: str) -> web.Response:
+    """Return *error* as problem+json, as aiohttp sends it."""
+    return problem_reply(error, request_id).response()
+
+
+def problem_reply(error: FaasError, request_id: str, headers: dict[str, str] | None = None) -> Reply:
     """Return *error* as problem+json; backtraces stay in the log."""
     problem = problems.to_problem(error, request_id)
     problem.pop("trace", None)
-    return web.Response(
-        status=problem["status"],
-        body=json.dumps(problem).encode(),
-        headers={
+    return Reply(
+        problem["status"],
+        json.dumps(problem).encode(),
+        {
             "Content-Type": problems.CONTENT_TYPE,
             **problems.headers_of(error),
             **(headers or ({"X-Request-Id": request_id} if request_id else {})),

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from typing import Annotated
 
-import msgpack
 import msgspec
-from aiohttp import web
 from msgspec import Meta
 
 from faas.errors import GuestExitError, MalformedResponseError, OutputLimitError
 from faas.gateway.call import MAX_LOG_LINE_BYTES, Call, RequestBody
 from faas.gateway.cgi import MAX_HEAD_BYTES, MAX_HEADERS
 from faas.gateway.code import Code
+from faas.gateway.lane import Reply
 from faas.gateway.models import ModelGate
 from faas.wasi.context import GuestExit, WasiContext
 from faas.wasi.streams import EmptyInput, LineOutput
@@ -32,11 +30,9 @@ _SKIPPED = frozenset(
 )  # fmt: skip
 
 
-async def serve_reactor(
-    call: Call, runtime: Runtime, code: Code, models: ModelGate, deadline: float
-) -> web.StreamResponse:
+async def serve_reactor(call: Call, runtime: Runtime, code: Code, models: ModelGate, deadline: float) -> Reply:
     """
-    Run a reactor for one request and return its response.
+    Run a reactor for one request and return its reply.
 
     Args: *deadline* is on the event loop's clock, in seconds.
     Raises: InvocationError and its kin; nothing has been sent then.
@@ -45,7 +41,7 @@ async def serve_reactor(
     limits = served.deployment.manifest.limits
     body = b""
     if call.with_body and request.body_exists:
-        body = await RequestBody(request, limits.max_body_bytes).read_all()
+        body = await RequestBody(await call.lane.leave(), limits.max_body_bytes).read_all()
     log = LineOutput(call.log_line, limits.max_log_bytes, MAX_LOG_LINE_BYTES)
     wasi = WasiContext(
         args=[served.name.encode()],
@@ -58,6 +54,7 @@ async def serve_reactor(
         clock=call.clock,
     )
     fiber = runtime.fiber(wasi, memory_limit_bytes=limits.memory_bytes, cpu_limit_s=limits.cpu_s)
+    fiber.before_wait = call.lane.leave
     fiber.nn = models.context(call, timeout_s=limits.timeout_s, stdout=log)
     try:
         await fiber.instantiate(code.template)
@@ -101,7 +98,7 @@ async def serve_reactor(
 def encode_request(call: Call, body: bytes, deadline: float) -> bytes:
     """Return the request as the guest's SDK decodes it (docs/abi.md)."""
     served = call.served
-    message: bytes = msgpack.packb(
+    return _encode(
         {
             "method": call.method,
             "path": _clean(call.raw_path),
@@ -113,11 +110,10 @@ def encode_request(call: Call, body: bytes, deadline: float) -> bytes:
             "version": served.version,
             "request_id": call.request_id,
             "remote_addr": call.request.remote or "",
-            "deadline_ms": max(0, int((deadline - asyncio.get_running_loop().time()) * 1000)),
+            "deadline_ms": max(0, int((deadline - time.monotonic()) * 1000)),
             "body": body,
         }
     )
-    return message
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -131,30 +127,28 @@ class Answer(msgspec.Struct, frozen=True):
     body: msgspec.Raw = msgspec.Raw(b"\xc4\x00")
 
 
-_decoder = msgspec.msgpack.Decoder(Answer)
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Answer).decode
+_decode_str = msgspec.msgpack.Decoder(str).decode
+_decode_bytes = msgspec.msgpack.Decoder(bytes).decode
 
 
-def decode_response(call: Call, answer: bytes) -> web.Response:
+def decode_response(call: Call, answer: bytes) -> Reply:
     """
-    Return the HTTP response that the guest's msgpack *answer* describes.
+    Return the reply that the guest's msgpack *answer* describes.
 
     Decoded by type, so that an answer of another shape is refused at its first wrong value, before it is built.
     Raises: MalformedResponseError, naming what is wrong.
     """
     try:
-        decoded = _decoder.decode(answer)
+        decoded = _decode(answer)
         body = _body(decoded.body)
     except (msgspec.DecodeError, RecursionError, ValueError) as exc:
         raise MalformedResponseError(
             f"the guest's answer is not a msgpack map of status, headers and body: {exc}; see docs/abi.md"
         ) from exc
-    response = web.Response(
-        status=decoded.status,
-        body=b"" if decoded.status in (204, 304) else body,
-        headers=call.response_headers(),
-    )
-    headers = response.headers
     pairs = decoded.headers.items() if isinstance(decoded.headers, dict) else decoded.headers
+    headers: list[tuple[str, str]] = []
     n_bytes = 0
     for name, value in pairs:
         n_bytes += len(name) + len(value)
@@ -163,20 +157,23 @@ def decode_response(call: Call, answer: bytes) -> web.Response:
         if _BAD_VALUE.search(value):
             raise MalformedResponseError(f"the guest's header {name[:40]!a} has a control character in its value")
         if name.lower() not in _SKIPPED:
-            headers.add(name, value)
-    return response
+            headers.append((name, value))
+    status = decoded.status
+    return Reply(status, b"" if status in (204, 304) else body, call.response_headers(), headers)
 
 
 def _body(raw: msgspec.Raw) -> bytes:
     """Return a body that came as bin or str; raises msgspec.ValidationError for any other type, unbuilt."""
     first = memoryview(raw)[0]
     if 0xA0 <= first <= 0xBF or first in (0xD9, 0xDA, 0xDB):  # the str formats of msgpack
-        return msgspec.msgpack.decode(raw, type=str).encode()
-    return msgspec.msgpack.decode(raw, type=bytes)
+        return _decode_str(raw).encode()
+    return _decode_bytes(raw)
 
 
 def _text(value: str) -> str | bytes:
     """Return a header value as str, or as bytes when it is not UTF-8 (aiohttp keeps such bytes as surrogates)."""
+    if value.isascii():
+        return value
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -185,4 +182,4 @@ def _text(value: str) -> str | bytes:
 
 
 def _clean(text: str) -> str:
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

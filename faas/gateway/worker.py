@@ -224,7 +224,7 @@ class Worker:
 
         self._offer(settings.models)
         server = Server(
-            self.gateway.handle,
+            self.gateway.serve,
             head_timeout_s=config.header_timeout_s,
             handler_cancellation=True,
             auto_decompress=False,  # a guest gets the body that was sent, as CONTENT_LENGTH counts it

@@ -41,6 +41,10 @@ OFFLOADED_SLICES_S = 0.01
 """How long a pool thread stays with one guest before it lets the next one have a turn."""
 
 _current = threading.local()
+# Structures of capi.Frame, written and read whole: a ctypes field costs as much as a short C call.
+_TWO_ARGS = struct.Struct("<B7xq16xB7xq")
+_RESULT = struct.Struct("<B7xQ")
+_FAILED = struct.Struct("<QQ")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 
@@ -150,6 +154,7 @@ class Fiber:
         "_wait_result_at",
         "_wait_value",
         "_wake_ticker",
+        "before_wait",
         "cpu_ns",
         "failure",
         "memory",
@@ -183,6 +188,8 @@ class Fiber:
         self.cpu_ns = 0
         self.memory_limit_bytes = memory_limit_bytes
         self.on_pause = on_pause
+        self.before_wait: Callable[[], Awaitable[object]] | None = None
+        """Awaited before anything else is, once the guest is not done after its slice; cheap when called again."""
         self._slices = slices
         self._wake_ticker = wake_ticker
         self._frame = capi.Frame()
@@ -233,11 +240,12 @@ class Fiber:
         """
         at = self._at
         self._template = template  # its code must outlive every slice of this fiber
-        await self._drive(
-            capi.instance_pre_instantiate_async(
-                template.pre, self._context, at + capi.FRAME_INSTANCE, at + capi.FRAME_TRAP, at + capi.FRAME_ERROR
-            )
+        self._future = capi.instance_pre_instantiate_async(
+            template.pre, self._context, at + capi.FRAME_INSTANCE, at + capi.FRAME_TRAP, at + capi.FRAME_ERROR
         )
+        if not self._slice():
+            await self._drive()
+        self._ended()
         self._instantiated = True
 
     def has_export(self, name: bytes) -> bool:
@@ -250,33 +258,33 @@ class Fiber:
 
     async def call(self, name: bytes, *args: int, results: int = 0) -> int:
         """
-        Call an exported function with i32 *args* and return its one result (unsigned, as i64), or 0.
+        Call an exported function with at most two i32 *args* and return its one result (unsigned, as i64), or 0.
 
         Raises: GuestTrapError, CpuLimitError, GuestExit, and what host calls raise.
         """
         if not self.has_export(name):
             raise GuestTrapError(f"the module does not export the function {name.decode()!r}; export it and redeploy")
         at = self._at
-        frame = self._frame
-        for i, value in enumerate(args):
-            frame.args[i].kind = capi.I32
-            frame.args[i].i64 = value
-        await self._drive(
-            capi.func_call_async(
-                self._context,
-                at + capi.FRAME_EXPORT_OF,
-                at + capi.FRAME_ARGS,
-                len(args),
-                at + capi.FRAME_RESULTS,
-                results,
-                at + capi.FRAME_TRAP,
-                at + capi.FRAME_ERROR,
-            )
+        if args:
+            first, second = args if len(args) == 2 else (args[0], 0)
+            _TWO_ARGS.pack_into(self._frame, capi.FRAME_ARGS, capi.I32, first, capi.I32, second)
+        self._future = capi.func_call_async(
+            self._context,
+            at + capi.FRAME_EXPORT_OF,
+            at + capi.FRAME_ARGS,
+            len(args),
+            at + capi.FRAME_RESULTS,
+            results,
+            at + capi.FRAME_TRAP,
+            at + capi.FRAME_ERROR,
         )
+        if not self._slice():
+            await self._drive()
+        self._ended()
         if not results:
             return 0
-        result: int = frame.results[0].i64
-        return result & (0xFFFFFFFF if frame.results[0].kind == capi.I32 else 0xFFFFFFFFFFFFFFFF)
+        kind, result = _RESULT.unpack_from(self._frame, capi.FRAME_RESULTS)
+        return int(result & 0xFFFFFFFF) if kind == capi.I32 else int(result)
 
     def own_memory(self) -> LinearMemory:
         """
@@ -334,11 +342,13 @@ class Fiber:
 
     # --- driving ----------------------------------------------------------------------------------------------------
 
-    async def _drive(self, future: int) -> None:
-        self._future = future
-        done = self._slice()
+    async def _drive(self) -> None:
+        """Go on with a guest that is not done after its first slice, until it is."""
+        done = False
         while not done:
             self._check_cpu()
+            if self.before_wait is not None:
+                await self.before_wait()
             if self.on_pause is not None:
                 await self.on_pause()
             wait = self._wait
@@ -353,10 +363,12 @@ class Fiber:
                 done = await self._offload() if self._last_slice_ns > LONG_SLICE_NS else self._slice()
             else:
                 done = await self._offload()
+
+    def _ended(self) -> None:
+        """Drop the call that is done; raise what it failed with."""
+        capi.call_future_delete(self._future)
         self._future = None
-        capi.call_future_delete(future)
-        frame = self._frame
-        if frame.error or frame.trap or self.failure is not None:
+        if self.failure is not None or any(_FAILED.unpack_from(self._frame, capi.FRAME_TRAP)):
             self._raise_failure()
 
     def _slice(self) -> bool:
