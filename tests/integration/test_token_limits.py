@@ -122,7 +122,7 @@ def test_a_key_that_is_exhausted_on_one_worker_is_refused_by_the_other_and_by_it
 def test_a_function_that_is_exhausted_on_one_worker_is_refused_by_the_other(
     make_host: MakeHost, tmp_path: Path
 ) -> None:
-    host = start(make_host(workers=2), tmp_path, answers={"few": "!"})
+    host = start(make_host(workers=2), tmp_path, answers={"FEW": "!"})  # no text that is made up has capitals
     # Two full contexts of 512 tokens leave a few tokens, so a third one may begin and leaves a debt of half a minute.
     manifest = {
         "routes": ["/f"],
@@ -140,9 +140,9 @@ def test_a_function_that_is_exhausted_on_one_worker_is_refused_by_the_other(
         second, _ = caller.connect(first_pid)
         assert [compute(first, "many") for _ in range(4)] == ["compute 101"] * 3 + ["compute 4"]
 
-        answers = [compute(second, "few")]  # 5 tokens each
+        answers = [compute(second, "FEW")]  # 5 tokens each
         until(
-            lambda: answers[-1] == "compute 4" or answers.append(compute(second, "few")),
+            lambda: answers[-1] == "compute 4" or answers.append(compute(second, "FEW")),
             what="the other worker",
         )
         assert set(answers[:-1]) <= {"compute 0"}
