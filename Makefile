@@ -8,13 +8,13 @@ ADMIN_PORT ?= 8081
 MODEL_SAMPLES := functions/chat functions/summarize functions/embed
 SAMPLES := functions/hello-c functions/hello-rust functions/echo-c functions/echo-rust functions/markdown
 
-.PHONY: run models test check format functions functions-check loadtest soak bench bench-table bench-start bench-density bench-overload bench-models bench-llm bench-crash lock clean help
+.PHONY: run models test check format functions functions-check loadtest soak bench bench-table bench-start bench-warm bench-density bench-overload bench-models bench-llm bench-crash lock clean help
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 # What `make run` needs, then what the rest needs on top; each is made again when what it is made from changes.
-$(VENV)/.run: requirements/run.lock pyproject.toml
+$(VENV)/.run: requirements/run.lock pyproject.toml faas/wasm/_calls.c
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11 to 3.13 is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/run.lock
@@ -75,6 +75,9 @@ bench-table: $(VENV)/.dev ## a wasm instance beside a process and a container: s
 
 bench-start: $(VENV)/.dev ## 10,000 requests: what the cold start of each took
 	$(BIN)/python -m loadtest.start
+
+bench-warm: $(VENV)/.dev ## what warm pools save, for expensive and cheap starts (2 minutes)
+	$(BIN)/python -m loadtest.warm
 
 bench-models: $(VENV)/.dev $(VENV)/.models ## what resident models promise: memory, batching, prefixes, streams, crashes (2 minutes)
 	$(BIN)/python -m loadtest.resident

@@ -20,9 +20,9 @@ from wasmtime import _ffi
 
 from faas.errors import ConfigError
 
-_path = str(_ffi.filename)
-_free = ctypes.CDLL(_path)
-_held = ctypes.PyDLL(_path)
+LIBRARY_PATH = str(_ffi.filename)
+_free = ctypes.CDLL(LIBRARY_PATH)
+_held = ctypes.PyDLL(LIBRARY_PATH)
 
 Pointer = int | None
 
@@ -130,7 +130,7 @@ linker_define_func_unchecked = _bind(
     c_char_p,
     c_size_t,
     c_void_p,
-    UncheckedCallback,
+    c_void_p,  # an UncheckedCallback, or C's own
     c_void_p,
     c_void_p,
 )

@@ -12,10 +12,10 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import struct
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import ModuleType
 from typing import Any
 
 from faas.errors import (
@@ -28,7 +28,7 @@ from faas.errors import (
 )
 from faas.nn.session import NnContext
 from faas.wasi.context import GuestExit, WasiContext
-from faas.wasm import capi
+from faas.wasm import calls, capi
 from faas.wasm.engine import GROW_FAILED_EXPORT
 from faas.wasm.memory import MemoryFaultError
 from faas.wasm.template import Template
@@ -40,78 +40,9 @@ LONG_SLICE_NS = 300_000
 OFFLOADED_SLICES_S = 0.01
 """How long a pool thread stays with one guest before it lets the next one have a turn."""
 
-_current = threading.local()
-# Structures of capi.Frame, written and read whole: a ctypes field costs as much as a short C call.
-_TWO_ARGS = struct.Struct("<B7xq16xB7xq")
+# Parts of capi.Frame, read whole: a ctypes field costs as much as a short C call.
 _RESULT = struct.Struct("<B7xQ")
 _FAILED = struct.Struct("<QQ")
-_U32 = struct.Struct("<I")
-_U64 = struct.Struct("<Q")
-
-
-class LinearMemory:
-    """
-    The GuestMemory of a live instance.
-
-    The pooling allocator never moves a memory, so the base is read once; it only grows, so a size read earlier is a
-    safe lower bound and is read again only when an access would pass it.
-    """
-
-    __slots__ = ("_base", "_context", "_handle", "_size", "_view")
-
-    def __init__(self, context: int, handle: int) -> None:
-        """Args: *handle* is the address of a ``wasmtime_memory_t`` that stays in place as long as this object."""
-        self._context = context
-        self._handle = handle
-        self._base: int = capi.memory_data(context, handle)
-        self._size = 0
-        self._view = memoryview(b"")
-
-    def size(self) -> int:
-        """Return the memory's size in bytes, now."""
-        size: int = capi.memory_data_size(self._context, self._handle)
-        return size
-
-    def _need(self, end: int) -> memoryview:
-        self._size = self.size()
-        self._view = capi.memory_view(self._base, self._size)
-        if end > self._size:
-            raise MemoryFaultError
-        return self._view
-
-    def read(self, ptr: int, length: int) -> bytes:
-        """Return a copy of *length* bytes at *ptr*."""
-        end = ptr + length
-        view = self._view if end <= self._size else self._need(end)
-        return view[ptr:end].tobytes()
-
-    def write(self, ptr: int, payload: bytes) -> None:
-        """Copy *payload* to *ptr*."""
-        end = ptr + len(payload)
-        view = self._view if end <= self._size else self._need(end)
-        view[ptr:end] = payload
-
-    def read_u32(self, ptr: int) -> int:
-        """Return the u32 at *ptr*."""
-        view = self._view if ptr + 4 <= self._size else self._need(ptr + 4)
-        value: int = _U32.unpack_from(view, ptr)[0]
-        return value
-
-    def read_u32s(self, ptr: int, count: int) -> tuple[int, ...]:
-        """Return *count* consecutive u32 at *ptr*."""
-        end = ptr + 4 * count
-        view = self._view if end <= self._size else self._need(end)
-        return struct.unpack_from(f"<{count}I", view, ptr)
-
-    def write_u32(self, ptr: int, value: int) -> None:
-        """Store a u32."""
-        view = self._view if ptr + 4 <= self._size else self._need(ptr + 4)
-        _U32.pack_into(view, ptr, value)
-
-    def write_u64(self, ptr: int, value: int) -> None:
-        """Store a u64."""
-        view = self._view if ptr + 8 <= self._size else self._need(ptr + 8)
-        _U64.pack_into(view, ptr, value)
 
 
 class NoMemory:
@@ -136,6 +67,7 @@ class Fiber:
     __slots__ = (
         "_at",
         "_busy",
+        "_calls",
         "_closed",
         "_context",
         "_cpu_limit_ns",
@@ -167,6 +99,7 @@ class Fiber:
     def __init__(
         self,
         engine: int,
+        into: ModuleType,
         slices: ThreadPoolExecutor,
         wake_ticker: Callable[[], None],
         wasi: WasiContext,
@@ -178,8 +111,9 @@ class Fiber:
         on_closed: Callable[[], None] | None = None,
     ) -> None:
         """
-        Args: *on_pause* is awaited whenever the guest yields or waits, before it runs on: output that has gathered
-        goes out there, and a slow consumer holds the guest back. *on_closed* is called once the store is gone.
+        Args: *into* has the calls into the engine: ``calls``, or the same in C. *on_pause* is awaited whenever the
+        guest yields or waits, before it runs on: output that has gathered goes out there, and a slow consumer holds the
+        guest back. *on_closed* is called once the store is gone.
         """
         self.wasi = wasi
         self.nn: NnContext | None = None
@@ -208,11 +142,8 @@ class Fiber:
         self._wait_result_at = 0
         self._cpu_limit_ns = int(cpu_limit_s * 1e9)
         self._on_closed = on_closed
-        self._store: int = capi.store_new(engine, None, None)
-        self._context: int = capi.store_context(self._store)
-        capi.store_limiter(self._store, memory_limit_bytes, table_limit_elements, 1, -1, -1)
-        capi.context_set_epoch_deadline(self._context, SLICE_TICKS)
-        capi.context_epoch_deadline_async_yield_and_update(self._context, SLICE_TICKS)
+        self._calls = into
+        self._store, self._context = into.store_new(engine, memory_limit_bytes, table_limit_elements, SLICE_TICKS)
 
     # --- what host functions use ------------------------------------------------------------------------------------
 
@@ -223,29 +154,22 @@ class Fiber:
 
     def bind_memory(self, caller: int) -> None:
         """Find the guest's exported memory; called at its first host call, which may be inside its start function."""
-        at = self._at
-        found = capi.caller_export_get(caller, b"memory", 6, at + capi.FRAME_MEMORY)
-        if found and self._frame.memory.kind == capi.EXTERN_MEMORY:
-            self.memory = LinearMemory(self._context, at + capi.FRAME_MEMORY_OF)
-        else:
-            self.memory = NoMemory()
+        memory = self._calls.memory_of_caller(self._context, caller, self._at)
+        self.memory = NoMemory() if memory is None else memory
 
     # --- what kinds of function use ---------------------------------------------------------------------------------
 
-    async def instantiate(self, template: Template) -> None:
+    async def instantiate(self, template: Template, *, background: bool = False) -> None:
         """
         Make the instance and run its start function, if it has one.
 
+        Args: *background* runs all of it in the pool, also the first slice.
         Raises: GuestTrapError, CpuLimitError, OverloadedError (no free slot), and what host calls raise.
         """
-        at = self._at
         self._template = template  # its code must outlive every slice of this fiber
-        self._future = capi.instance_pre_instantiate_async(
-            template.pre, self._context, at + capi.FRAME_INSTANCE, at + capi.FRAME_TRAP, at + capi.FRAME_ERROR
-        )
-        if not self._slice():
-            await self._drive()
-        self._ended()
+        self._wake_ticker()
+        self._must_yield = False
+        await self._ran(self._calls.instantiate(self, self._context, self._at, template.pre, not background))
         self._instantiated = True
 
     def has_export(self, name: bytes) -> bool:
@@ -256,56 +180,43 @@ class Fiber:
         )
         return bool(found) and self._frame.export.kind == capi.EXTERN_FUNC
 
-    async def call(self, name: bytes, *args: int, results: int = 0) -> int:
+    async def call(self, name: bytes, *args: int, results: int = 0, background: bool = False) -> int:
         """
         Call an exported function with at most two i32 *args* and return its one result (unsigned, as i64), or 0.
 
+        Args: *background* runs all of it in the pool, also the first slice.
         Raises: GuestTrapError, CpuLimitError, GuestExit, and what host calls raise.
         """
-        if not self.has_export(name):
+        self._wake_ticker()
+        self._must_yield = False
+        began = self._calls.call(self, self._context, self._at, name, args, results, not background)
+        if began is None:
             raise GuestTrapError(f"the module does not export the function {name.decode()!r}; export it and redeploy")
-        at = self._at
-        if args:
-            first, second = args if len(args) == 2 else (args[0], 0)
-            _TWO_ARGS.pack_into(self._frame, capi.FRAME_ARGS, capi.I32, first, capi.I32, second)
-        self._future = capi.func_call_async(
-            self._context,
-            at + capi.FRAME_EXPORT_OF,
-            at + capi.FRAME_ARGS,
-            len(args),
-            at + capi.FRAME_RESULTS,
-            results,
-            at + capi.FRAME_TRAP,
-            at + capi.FRAME_ERROR,
-        )
-        if not self._slice():
-            await self._drive()
-        self._ended()
+        await self._ran(began)
         if not results:
             return 0
         kind, result = _RESULT.unpack_from(self._frame, capi.FRAME_RESULTS)
         return int(result & 0xFFFFFFFF) if kind == capi.I32 else int(result)
 
-    def own_memory(self) -> LinearMemory:
+    def renew(self) -> None:
+        """Begin the CPU limit anew, and give a guest that has waited for its request a whole slice again."""
+        self.cpu_ns = self._last_slice_ns = 0
+        capi.context_set_epoch_deadline(self._context, SLICE_TICKS)
+
+    def own_memory(self) -> calls.LinearMemory:
         """
         Return the instance's exported memory, for the host to write arguments to.
 
         Raises: GuestTrapError if there is none.
         """
-        if not isinstance(self.memory, LinearMemory):
-            at = self._at
-            # wasmtime aborts the process when it is asked about an instance that was never made, or about a handle
-            # of another kind: both are the guest's to arrange, so both are looked at first.
-            if (
-                not self._instantiated
-                or not capi.instance_export_get(
-                    self._context, at + capi.FRAME_INSTANCE, b"memory", 6, at + capi.FRAME_MEMORY
-                )
-                or self._frame.memory.kind != capi.EXTERN_MEMORY
-            ):
+        memory = self.memory
+        if memory is None or isinstance(memory, NoMemory):
+            # wasmtime aborts the process when it is asked about an instance that was never made.
+            memory = self._calls.memory_of_instance(self._context, self._at) if self._instantiated else None
+            if memory is None:
                 raise GuestTrapError("the module does not export its memory; export it as 'memory' and redeploy")
-            self.memory = LinearMemory(self._context, at + capi.FRAME_MEMORY_OF)
-        return self.memory
+            self.memory = memory
+        return memory  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """Drop the instance and free its slot: at once, or when the slice that is running right now ends."""
@@ -323,15 +234,16 @@ class Fiber:
 
     def _delete(self) -> None:
         if self._future is not None:
-            capi.call_future_delete(self._future)
+            self._calls.future_delete(self._future)
             self._future = None
         # A cancelled slice may have ended by itself since: what it left is ours to free.
-        frame = self._frame
-        if frame.trap:
-            capi.take_trap(frame.trap)
-        if frame.error:
-            capi.take_error(frame.error)
-        capi.store_delete(self._store)
+        if any(_FAILED.unpack_from(self._frame, capi.FRAME_TRAP)):
+            frame = self._frame
+            if frame.trap:
+                capi.take_trap(frame.trap)
+            if frame.error:
+                capi.take_error(frame.error)
+        self._calls.store_delete(self._store)
         self._template = None
         self.memory = NoMemory()
         wait, self._wait = self._wait, None
@@ -341,6 +253,18 @@ class Fiber:
             self._on_closed()
 
     # --- driving ----------------------------------------------------------------------------------------------------
+
+    async def _ran(self, began: tuple[int, int, int]) -> None:
+        """Take what a call's first slice came to, go on until it is done, and raise what it failed with."""
+        status, self._last_slice_ns, future = began
+        self.cpu_ns += self._last_slice_ns
+        if status == calls.PENDING:
+            self._future = future
+            await self._drive()
+            if any(_FAILED.unpack_from(self._frame, capi.FRAME_TRAP)):
+                status = calls.FAILED
+        if status == calls.FAILED:
+            self._raise_failure()
 
     async def _drive(self) -> None:
         """Go on with a guest that is not done after its first slice, until it is."""
@@ -364,32 +288,27 @@ class Fiber:
             else:
                 done = await self._offload()
 
-    def _ended(self) -> None:
-        """Drop the call that is done; raise what it failed with."""
-        capi.call_future_delete(self._future)
-        self._future = None
-        if self.failure is not None or any(_FAILED.unpack_from(self._frame, capi.FRAME_TRAP)):
-            self._raise_failure()
-
     def _slice(self) -> bool:
-        _current.guest = self
         self._wake_ticker()
         self._must_yield = False
         began = time.perf_counter_ns()
-        done: bool = capi.call_future_poll(self._future)
+        done: bool = self._calls.poll(self, self._future)
         self._last_slice_ns = time.perf_counter_ns() - began
         self.cpu_ns += self._last_slice_ns
+        if done:
+            self._future = None
         return done
 
     def _slices_in_pool(self) -> bool:
-        _current.guest = self
         self._must_yield = False
         began = time.thread_time_ns()
         until = time.perf_counter() + OFFLOADED_SLICES_S
         try:
             while True:
                 self._wake_ticker()
-                done: bool = capi.call_future_poll(self._future)
+                done: bool = self._calls.poll(self, self._future)
+                if done:
+                    self._future = None
                 if done or self._wait is not None or self._closed or self._must_yield:
                     return done
                 if time.perf_counter() >= until:
@@ -487,50 +406,25 @@ def reason_of(message: str) -> str:
 _TRAP_TEXT = b"host"
 
 
-def sync_trampoline(handler: Callable[..., int | None], params: str) -> Any:
-    """Return the C callback of a host function that never waits; keep it alive as long as the linker."""
-    unpack = struct.Struct("<" + "".join("Q8x" if letter == "I" else "I12x" for letter in params)).unpack
-    size = 16 * len(params)
-    string_at = ctypes.string_at
-    result_of = ctypes.c_uint32.from_address
-    trap_new = capi.trap_new
-    current = _current
-
-    def callback(_env: int, caller: int, args: int, _count: int) -> int | None:
-        guest = current.guest
-        try:
-            if guest.memory is None:
-                guest.bind_memory(caller)
-            value = handler(guest, *unpack(string_at(args, size)))
-            if value is not None:
-                result_of(args).value = value
-        except BaseException as exc:
-            guest.failure = exc
-            trap: int = trap_new(_TRAP_TEXT, len(_TRAP_TEXT))
-            return trap
-        return None
-
-    return capi.UncheckedCallback(callback)
-
-
-def async_trampoline(handler: Callable[..., int | Awaitable[int]], params: str) -> tuple[Any, Any]:
+def async_trampoline(
+    handler: Callable[..., int | Awaitable[int]], params: str, current: Callable[[], Any]
+) -> tuple[Any, Any]:
     """
     Return the C callbacks of a host function that may wait, and of its continuation; keep both alive.
 
     The handler answers an int at once, or an awaitable that the fiber's task awaits on the loop while the guest's
-    stack stays suspended.
+    stack stays suspended. *current* tells which guest calls.
     """
     unpack = struct.Struct("<" + "".join("8xQ16x" if letter == "I" else "8xI20x" for letter in params)).unpack
     size = 32 * len(params)
     string_at = ctypes.string_at
-    current = _current
 
     def finish(results: int, value: int) -> None:
         ctypes.c_uint8.from_address(results).value = capi.I32
         ctypes.c_uint32.from_address(results + 8).value = value
 
     def resume(env: int) -> bool:
-        guest = current.guest
+        guest = current()
         if guest._wait_result_at == 0:
             return True
         if not guest._wait_done:
@@ -551,7 +445,7 @@ def async_trampoline(handler: Callable[..., int | Awaitable[int]], params: str) 
     def callback(
         _env: int, caller: int, args: int, _n: int, results: int, _m: int, trap_ret: Any, continuation: Any
     ) -> None:
-        guest = current.guest
+        guest = current()
         slot = continuation.contents
         slot.callback = resume_at
         slot.env = ctypes.addressof(trap_ret.contents)

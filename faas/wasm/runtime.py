@@ -9,14 +9,15 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from faas.config import HostConfig
 from faas.errors import ArtifactTamperedError, UnknownImportsError
 from faas.wasi.context import WasiContext
-from faas.wasm import capi
+from faas.wasm import calls, capi
 from faas.wasm.engine import EngineProfile, engine_pointer, new_engine
-from faas.wasm.fiber import Fiber, async_trampoline, first_line, sync_trampoline
+from faas.wasm.fiber import Fiber, async_trampoline, first_line
 from faas.wasm.host import HostFunction, wasi, wasi_nn
 from faas.wasm.template import Template
 
@@ -78,8 +79,17 @@ class Runtime:
     Lives as long as its process serves; ``close`` after the last fiber is closed.
     """
 
-    def __init__(self, config: HostConfig, imports: Mapping[str, Mapping[str, HostFunction]] | None = None) -> None:
-        """Args: *imports* maps import modules to their functions; by default everything this host offers."""
+    def __init__(
+        self,
+        config: HostConfig,
+        imports: Mapping[str, Mapping[str, HostFunction]] | None = None,
+        into: ModuleType | None = None,
+    ) -> None:
+        """
+        Args: *imports* maps import modules to their functions; by default everything this host offers. *into* has the
+        calls into the engine, by default ``calls.chosen``.
+        """
+        self._calls = calls.chosen() if into is None else into
         self._profile = EngineProfile.from_config(config)
         self._engine_owner: Any = new_engine(self._profile, pooling=True)
         self.engine = engine_pointer(self._engine_owner)
@@ -97,15 +107,15 @@ class Runtime:
         type_ = capi.functype(function.params, function.results)
         define: Any
         callback: Any
+        env: int | None = None
         if function.may_suspend:
-            callback, resume = async_trampoline(function.call, function.params)
-            self._keep.append(resume)
+            callback, keep = async_trampoline(function.call, function.params, self._calls.current)
             define = capi.linker_define_async_func
         else:
-            callback = sync_trampoline(function.call, function.params)
+            callback, env, keep = self._calls.host_callback(function.call, function.params)
             define = capi.linker_define_func_unchecked
-        self._keep.append(callback)
-        error = define(self._linker, module, len(module), name, len(name), type_, callback, None, None)
+        self._keep.append((callback, keep))
+        error = define(self._linker, module, len(module), name, len(name), type_, callback, env, None)
         capi.functype_delete(type_)
         if error:
             raise AssertionError(capi.take_error(error))  # two host functions of one name: a bug of ours
@@ -147,6 +157,7 @@ class Runtime:
         self.alive += 1
         return Fiber(
             self.engine,
+            self._calls,
             self._slices,
             self._ticker.wake,
             wasi_context,

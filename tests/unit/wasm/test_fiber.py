@@ -25,7 +25,7 @@ from faas.errors import (
 )
 from faas.wasi.context import GuestExit, WasiContext
 from faas.wasi.streams import CollectingOutput, EmptyInput
-from faas.wasm import capi
+from faas.wasm import calls, capi
 from faas.wasm.engine import EngineProfile, new_engine
 from faas.wasm.fiber import Fiber
 from faas.wasm.host import HostFunction
@@ -111,9 +111,11 @@ def compiled(text: str) -> bytes:
     return bytes(wasmtime.Module(engine, wasmtime.wat2wasm(text)).serialize())
 
 
-@pytest.fixture(scope="module")
-def runtime() -> Iterator[Runtime]:
-    made = Runtime(CONFIG, IMPORTS)
+@pytest.fixture(scope="module", params=["ctypes", "c"])
+def runtime(request: pytest.FixtureRequest) -> Iterator[Runtime]:
+    if request.param == "c" and calls.chosen() is calls:
+        pytest.skip("_calls was not compiled here")
+    made = Runtime(CONFIG, IMPORTS, calls if request.param == "ctypes" else calls.chosen())
     yield made
     assert made.alive == 0
     made.close()
@@ -449,3 +451,77 @@ async def test_a_guest_without_memory_can_run_but_not_be_read(runtime: Runtime) 
 def test_a_library_without_a_symbol_that_we_need_is_named() -> None:
     with pytest.raises(ConfigError, match="no_such_symbol"):
         capi._bind(capi._held, "no_such_symbol", None)
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+PAGE = 65536
+END = 2 * PAGE
+
+
+async def test_memory_is_read_and_written_as_little_endian_up_to_its_last_byte(
+    runtime: Runtime, template: Template
+) -> None:
+    async with instance(runtime, template) as fiber:
+        memory = fiber.own_memory()
+        assert memory.size() == END
+        assert memory.read(0, 5) == b"hello"
+        memory.write(END - 3, b"abc")
+        assert memory.read(END - 3, 3) == b"abc"
+        memory.write_u32(8, 0x01020304)
+        assert memory.read(8, 4) == b"\4\3\2\1"
+        memory.write_u64(16, 0xFFFFFFFFFFFFFFFE)
+        assert memory.read_u32s(16, 2) == (0xFFFFFFFE, 0xFFFFFFFF)
+        assert memory.read_u32(END - 4) & 0xFFFFFF00 == int.from_bytes(b"abc", "little") << 8
+        assert memory.read(END, 0) == b""
+        assert memory.read_u32s(0, 0) == ()
+        memory.write(4, memoryview(bytearray(b"xy")))
+        assert memory.read(4, 2) == b"xy"
+
+
+@pytest.mark.parametrize(
+    "access",
+    [
+        lambda memory: memory.read(END, 1),
+        lambda memory: memory.read(END + 1, 0),
+        lambda memory: memory.read(0, END + 1),
+        lambda memory: memory.read(0xFFFFFFFF, 0xFFFFFFFF),
+        lambda memory: memory.read(0xFFFFFFFFFFFFFFFF, 2),
+        lambda memory: memory.write(END - 1, b"ab"),
+        lambda memory: memory.read_u32(END - 3),
+        lambda memory: memory.read_u32s(END - 8, 3),
+        lambda memory: memory.read_u32s(0, 0xFFFFFFFF),
+        lambda memory: memory.write_u32(END - 3, 1),
+        lambda memory: memory.write_u64(END - 7, 1),
+        lambda memory: memory.write_u64(0xFFFFFFFF, 1),
+    ],
+)
+async def test_an_access_outside_of_the_memory_faults_and_writes_nothing(
+    runtime: Runtime, template: Template, access: Callable[[Any], Any]
+) -> None:
+    async with instance(runtime, template) as fiber:
+        memory = fiber.own_memory()
+        before = memory.read(0, END)
+        with pytest.raises(MemoryFaultError):
+            access(memory)
+        assert memory.read(0, END) == before
+
+
+async def test_a_memory_that_grew_is_all_accessible(runtime: Runtime, template: Template) -> None:
+    async with instance(runtime, template) as fiber:
+        memory = fiber.own_memory()
+        with pytest.raises(MemoryFaultError):
+            memory.read_u32(END)
+        assert await fiber.call(b"grow", 1, results=1) == 2
+        assert memory.read_u32(END) == 0
+        memory.write(END, b"new")
+        assert memory.read(END, 3) == b"new"
+
+
+async def test_what_is_asked_of_the_calls_with_wrong_types_is_refused(runtime: Runtime, template: Template) -> None:
+    async with instance(runtime, template) as fiber:
+        memory = fiber.own_memory()
+        for wrong in (lambda: memory.read(0), lambda: memory.write(0, 7), lambda: memory.read("0", 1)):
+            with pytest.raises(TypeError):
+                wrong()
+        assert memory.read(0, 5) == b"hello"
