@@ -20,6 +20,9 @@ MIB = 1024 * 1024
 Port = Annotated[int, Meta(ge=0, le=65535)]
 ModelName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._\-]{0,63}\Z", description="name of a model or a key")]
 
+SPARE_SLOTS = 2
+"""Pool slots beyond the guest threads' that admission leaves free."""
+
 
 class PoolConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Size of each worker's instance pool; address space is reserved for all of it, memory is not."""
@@ -63,7 +66,17 @@ class HostConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_rotate_bytes: Annotated[int, Meta(ge=4096)] = 16 * MIB
     header_timeout_s: Annotated[float, Meta(gt=0)] = 15.0
     """How long a client may take to send a request's head."""
+    body_timeout_s: Annotated[float, Meta(gt=0)] = 20.0
+    """How long a client may send nothing of a body that is waited for."""
+    body_min_bytes_per_s: Annotated[int, Meta(ge=0, description="0: no minimum")] = 500
+    """How fast a body has to come on average, once it was waited for longer than ``body_timeout_s`` in all."""
+    send_timeout_s: Annotated[float, Meta(gt=0)] = 60.0
+    """How long a client may take nothing of what waits to be sent to it."""
     keepalive_timeout_s: Annotated[float, Meta(gt=0)] = 75.0
+    keepalive_requests: Annotated[int, Meta(ge=0, description="0: no limit")] = 10_000
+    """Requests on one connection; the last one's reply says that it is closed."""
+    max_connections: Annotated[int, Meta(ge=1, le=1_000_000, description="per worker")] = 4096
+    """Clients' connections open at once; never more than the limit on open files allows."""
     models: dict[ModelName, str] = {}
     """Name → path of a GGUF file, for this run, on top of the registered ones; paths are absolute."""
     model_budget_bytes: Annotated[int, Meta(ge=0, description="0: half of the memory this process may use")] = 0
@@ -91,9 +104,19 @@ class HostConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.workers or os.cpu_count() or 1
 
     @property
-    def max_reserved_concurrency(self) -> int:
-        """How many instances all functions together may reserve: half of them, the rest is for who comes."""
-        return self.n_workers * self.pool.slots // 2
+    def n_guest_threads(self) -> int:
+        """How many threads of a worker run guests beyond their first slice."""
+        return self.guest_threads or os.cpu_count() or 1
+
+    @property
+    def admission_slots(self) -> int:
+        """How many instances one worker lets run at once: a cancelled guest's pool slot comes back a slice late."""
+        return max(1, self.pool.slots - self.n_guest_threads - SPARE_SLOTS)
+
+    @property
+    def max_reserved_slots(self) -> int:
+        """How many slots of one worker all functions together may reserve: half of them, the rest is for who comes."""
+        return self.admission_slots // 2
 
     @property
     def model_budget(self) -> int:

@@ -37,6 +37,10 @@ FaasError
 │   └── MethodNotAllowedError       method-not-allowed
 ├── RequestError                    the request itself can't be served
 │   ├── BodyTooLargeError           body-too-large
+│   ├── HeadTooLargeError           head-too-large          a header, or all of them together
+│   ├── TargetTooLongError          target-too-long
+│   ├── HttpVersionError            http-version            neither HTTP/1.1 nor HTTP/1.0
+│   ├── RequestTimeoutError         request-timeout         the client was too slow to send it
 │   └── MalformedRequestError       malformed-request
 ├── BusyError                       try again after ``retry_after_s``
 │   ├── OverloadedError             overloaded
@@ -287,6 +291,30 @@ class BodyTooLargeError(RequestError):
     """The request body is over the function's ``max_body_bytes``."""
 
     code = "body-too-large"
+
+
+class HeadTooLargeError(RequestError):
+    """A header of the request is too long, or there are too many."""
+
+    code = "head-too-large"
+
+
+class TargetTooLongError(RequestError):
+    """The request's target, its path and query, is too long."""
+
+    code = "target-too-long"
+
+
+class HttpVersionError(RequestError):
+    """The request is of a version of HTTP that is not spoken here."""
+
+    code = "http-version"
+
+
+class RequestTimeoutError(RequestError):
+    """The client did not send its request, or went on with its body, in time."""
+
+    code = "request-timeout"
 
 
 class MalformedRequestError(RequestError):

@@ -43,6 +43,18 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     tokens_per_minute: Annotated[int, Meta(ge=0, description="prompt and generated tokens; 0: no limit")] = 0
 
 
+class Warm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """
+    Instances that are made before their requests come, over the whole host; none by default.
+
+    ``reuse`` is how many requests one instance serves, one after another; only a reactor's can serve more than one.
+    """
+
+    max: Annotated[int, Meta(ge=0, le=1000)] = 0
+    min: Annotated[int, Meta(ge=0, le=1000)] = 0
+    reuse: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
+
+
 class Capabilities(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a function may reach beyond its own request; nothing by default."""
 
@@ -65,6 +77,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     files: str = ""
     env: dict[str, str] = {}
     limits: Limits = Limits()
+    warm: Warm = Warm()
     capabilities: Capabilities = Capabilities()
 
 
@@ -106,6 +119,11 @@ def manifest_from_builtins(raw: Any, *, origin: str = "manifest") -> Manifest:
     for key, value in manifest.env.items():
         if not key or "=" in key or "\0" in key + value:
             raise ManifestError(f"{origin}: env {key!r} can't be an environment variable; rename it")
+    warm = manifest.warm
+    if warm.min > warm.max:
+        raise ManifestError(f"{origin}: warm.min is {warm.min} and warm.max {warm.max}; raise warm.max")
+    if warm.reuse > 1 and not warm.max:
+        raise ManifestError(f"{origin}: warm.reuse needs a place where instances wait; set warm.max to 1 or more")
     return manifest
 
 

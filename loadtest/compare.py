@@ -32,6 +32,9 @@ from loadtest.report import console as new_console
 from loadtest.wrk import Run, WrkError, drive
 
 OUT = Path(__file__).resolve().parent / "out"
+IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
+README_PLOTS = {"bench.svg": "make bench", "llm.svg": "make bench-llm"}
+"""The plots that README.md and docs/benchmarks.md show, each with what makes it."""
 ROUNDS = 5
 SECONDS = 5
 SINGLE_SECONDS = 2
@@ -96,6 +99,8 @@ def main() -> int:
     """Return 0 when all that was asked for was measured without a failed request, else 1."""
     args = _parser().parse_args()
     console = new_console()
+    if args.readme:
+        return _publish(args.out, IMAGES, console)
     try:
         results, problems = _measure(args, console)
     except (WrkError, WrongAnswerError, Refused, PeerUnavailableError) as exc:
@@ -113,6 +118,18 @@ def main() -> int:
     except plot.PlotMissingError as exc:
         console.print(f"no plot: {exc}", style="yellow", markup=False)
     return 1 if problems else 0
+
+
+def _publish(out: Path, images: Path, console: Console) -> int:
+    """Take the plots of the last runs from *out* into *images*; return 1 if one is not there, and keep the old one."""
+    n_missing = 0
+    for name, command in README_PLOTS.items():
+        try:
+            console.print(f"plot: {plot.publish(out / name, images)}", soft_wrap=True)
+        except FileNotFoundError:
+            n_missing += 1
+            console.print(f"{images / name} stays as it is: no {out / name}; run {command} first", style="red")
+    return 1 if n_missing else 0
 
 
 def _measure(args: argparse.Namespace, console: Console) -> tuple[dict[str, Comparison], list[str]]:
@@ -274,6 +291,9 @@ def _parser() -> argparse.ArgumentParser:
         "--single-seconds", type=int, default=SINGLE_SECONDS, metavar="S", help="of a turn with one connection"
     )
     parser.add_argument("--out", type=Path, default=OUT, metavar="DIR", help="where the report goes")
+    parser.add_argument(
+        "--readme", action="store_true", help="measure nothing; put the plots of the last runs into docs/images"
+    )
     return parser
 
 

@@ -9,13 +9,16 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import aiohttp
+import uvloop
 from rich.table import Table
 
 from loadtest.host import FUNCTIONS, Host
+from loadtest.openloop import OpenLoop, Tally
 from loadtest.report import console as new_console
 from loadtest.report import percentile
 
@@ -31,6 +34,8 @@ QUEUE_TIMEOUT_S = 1.0
 MAX_CONCURRENCY = 4
 N_LOOPS = 64
 LOOP_TIMEOUT_S = 2.0
+SOLO_S = 4.0
+ALONE_S = 5.0
 _WARM_UP = 100
 
 
@@ -43,26 +48,6 @@ class Finding:
     measured: str
     limit: str = ""
     holds: bool = True
-
-
-@dataclass
-class Tally:
-    """What came of the requests of one stream; times are seconds."""
-
-    statuses: Counter[int] = field(default_factory=Counter)
-    taken_s: list[float] = field(default_factory=list)
-    errors: Counter[str] = field(default_factory=Counter)
-    without_retry_after: int = 0
-
-    @property
-    def n_refused(self) -> int:
-        """How many were told to come again later."""
-        return self.statuses[429] + self.statuses[503]
-
-    @property
-    def n_bad(self) -> int:
-        """How many were neither answered nor told to come again."""
-        return sum(n for status, n in self.statuses.items() if status not in {200, 429, 503})
 
 
 def main() -> int:
@@ -102,25 +87,35 @@ def _overload(home: Path, seconds: float, name: str, module: Path, path: str) ->
         host.deploy({"name": "hello"}, HELLO)
         limits = {"max_concurrency": MAX_CONCURRENCY, "queue_timeout_s": QUEUE_TIMEOUT_S}
         host.deploy({"name": "busy", "limits": limits}, module)
-        return asyncio.run(_drive(host.public_url, seconds, name, path))
+        return uvloop.run(_drive(host.public_url, seconds, name, path))
 
 
 async def _drive(url: str, seconds: float, name: str, path: str) -> list[Finding]:
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(url, connector=connector, timeout=aiohttp.ClientTimeout(total=60)) as session:
-        for warm in ("/hello", path):
-            await _stream(session, warm, per_s=_WARM_UP, seconds=0.5)
-        # The capacity, by as many callers as may run at once, and what the neighbour gets while nobody disturbs it.
-        solo = await _closed(session, path, callers=MAX_CONCURRENCY, seconds=4)
-        capacity_per_s = solo.statuses[200] / 4
-        service_s = percentile(solo.taken_s, 99)
-        alone = await _stream(session, "/hello", per_s=NEIGHBOUR_PER_S, seconds=5)
-        busy, beside = await asyncio.gather(
-            _stream(session, path, per_s=OVERLOAD * capacity_per_s, seconds=seconds),
-            _stream(session, "/hello", per_s=NEIGHBOUR_PER_S, seconds=seconds),
-        )
+    host, port = _address(url)
+    # Each stream has connections of its own: the neighbour is another client.
+    guests, neighbours = OpenLoop(host, port), OpenLoop(host, port)
+    await neighbours.stream("/hello", per_s=_WARM_UP, seconds=0.5)
+    await guests.stream(path, per_s=_WARM_UP, seconds=0.5)
+    # The capacity, by as many callers as may run at once, and what the neighbour gets while nobody disturbs it.
+    solo = await guests.callers(path, n_callers=MAX_CONCURRENCY, seconds=SOLO_S)
+    capacity_per_s = solo.statuses[200] / SOLO_S
+    alone = await neighbours.stream("/hello", per_s=NEIGHBOUR_PER_S, seconds=ALONE_S)
+    busy, beside = await asyncio.gather(
+        guests.stream(path, per_s=OVERLOAD * capacity_per_s, seconds=seconds),
+        neighbours.stream("/hello", per_s=NEIGHBOUR_PER_S, seconds=seconds),
+    )
+    guests.close()
+    neighbours.close()
+    return _findings(name, seconds, {"solo": solo, "alone": alone, "busy": busy, "beside": beside})
+
+
+def _findings(name: str, seconds: float, tallies: dict[str, Tally]) -> list[Finding]:
+    """Return the findings: *solo* and *busy* are the function's requests, *alone* and *beside* its neighbour's."""
+    solo, alone, busy, beside = (tallies[which] for which in ("solo", "alone", "busy", "beside"))
+    capacity_per_s = solo.statuses[200] / SOLO_S
     asked = sum(busy.statuses.values()) + sum(busy.errors.values())
-    kept = beside.statuses[200] / (NEIGHBOUR_PER_S * seconds) / (alone.statuses[200] / (NEIGHBOUR_PER_S * 5))
+    kept = beside.statuses[200] / (NEIGHBOUR_PER_S * seconds) / (alone.statuses[200] / (NEIGHBOUR_PER_S * ALONE_S))
+    service_s = percentile(solo.taken_s, 99)
     p99 = percentile(busy.taken_s, 99)
     bound = QUEUE_TIMEOUT_S + service_s
     errors = busy.errors + beside.errors
@@ -143,6 +138,9 @@ async def _drive(url: str, seconds: float, name: str, path: str) -> list[Finding
         ),
         Finding(name, "answered in p50", f"{percentile(busy.taken_s, 50) * 1000:.0f} ms"),
         Finding(name, "answered in p99", f"{p99 * 1000:.0f} ms", f"< {bound * 1000:.0f} ms", p99 < bound),
+        Finding(name, "… in the worker, p50 / p99", f"{_ms(busy.inside_s, 50)} / {_ms(busy.inside_s, 99)} ms"),
+        Finding(name, "… … after the queue, p50 / p99", f"{_ms(busy.running_s, 50)} / {_ms(busy.running_s, 99)} ms"),
+        Finding(name, "… sent late by the client, p50 / p99", f"{_ms(busy.late_s, 50)} / {_ms(busy.late_s, 99)} ms"),
         Finding(name, "neighbour's rate, of its rate alone", f"{kept:.0%}", "≥ 90 %", kept >= 0.9),
         Finding(
             name,
@@ -153,13 +151,18 @@ async def _drive(url: str, seconds: float, name: str, path: str) -> list[Finding
     ]
 
 
+def _address(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    return parts.hostname or "127.0.0.1", parts.port or 80
+
+
 def loops(home: Path, seconds: float) -> list[Finding]:
     """Endless loops, many more than guest threads, beside a small function."""
     del seconds
     with Host(home, workers=N_WORKERS) as host:
         host.deploy({"name": "hello"}, HELLO)
         host.deploy({"name": "loop", "limits": {"timeout_s": LOOP_TIMEOUT_S, "cpu_s": 60}}, LOOP)
-        late_s, hello = asyncio.run(_spin(host.public_url))
+        late_s, hello = uvloop.run(_spin(host.public_url))
     p99 = percentile(hello.taken_s, 99) * 1000
     worst = max(late_s) * 1000
     return [
@@ -191,57 +194,13 @@ async def _spin(url: str) -> tuple[list[float], Tally]:
         return took_s - LOOP_TIMEOUT_S
 
     async with aiohttp.ClientSession(url, connector=connector) as session:
-        await _stream(session, "/hello", per_s=_WARM_UP, seconds=0.5)
+        neighbours = OpenLoop(*_address(url))
+        await neighbours.stream("/hello", per_s=_WARM_UP, seconds=0.5)
         spinning = [asyncio.ensure_future(loop(session)) for _ in range(N_LOOPS)]
-        hello = await _stream(session, "/hello", per_s=100, seconds=LOOP_TIMEOUT_S - 0.2)
-        return await asyncio.gather(*spinning), hello
-
-
-async def _stream(session: aiohttp.ClientSession, path: str, *, per_s: float, seconds: float) -> Tally:
-    """Send requests at a fixed rate, whatever comes back (an open loop), and return what came of them."""
-    tally = Tally()
-    tasks: set[asyncio.Task[None]] = set()
-    began = time.perf_counter()
-    n_sent = 0
-    while (now := time.perf_counter() - began) < seconds:
-        due = int(now * per_s) + 1
-        for _ in range(due - n_sent):
-            task = asyncio.create_task(_one(session, path, tally))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-        n_sent = max(n_sent, due)
-        await asyncio.sleep(max(0.002, n_sent / per_s - (time.perf_counter() - began)))
-    if tasks:
-        await asyncio.wait(tasks)
-    return tally
-
-
-async def _closed(session: aiohttp.ClientSession, path: str, *, callers: int, seconds: float) -> Tally:
-    """Let *callers* ask one request after the other, and return what came of them."""
-    tally = Tally()
-    until = time.perf_counter() + seconds
-
-    async def caller() -> None:
-        while time.perf_counter() < until:
-            await _one(session, path, tally)
-
-    await asyncio.gather(*(caller() for _ in range(callers)))
-    return tally
-
-
-async def _one(session: aiohttp.ClientSession, path: str, tally: Tally) -> None:
-    began = time.perf_counter()
-    try:
-        async with session.get(path) as reply:
-            await reply.read()
-    except (aiohttp.ClientError, TimeoutError, OSError) as exc:
-        tally.errors[type(exc).__name__] += 1
-        return
-    tally.statuses[reply.status] += 1
-    if reply.status == 200:
-        tally.taken_s.append(time.perf_counter() - began)
-    elif reply.status in {429, 503} and not reply.headers.get("Retry-After", "").isdigit():
-        tally.without_retry_after += 1
+        hello = await neighbours.stream("/hello", per_s=100, seconds=LOOP_TIMEOUT_S - 0.2)
+        late_s = await asyncio.gather(*spinning)
+        neighbours.close()
+        return late_s, hello
 
 
 def _ms(values_s: list[float], percent: float) -> str:

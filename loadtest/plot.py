@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,10 @@ from typing import Any
 
 SIZE_INCHES = (8.0, 4.5)
 PANEL_INCHES = 1.8
+MAX_LEVEL_LABELS = 12
+"""With more bars than these the numbers over them stand upright: side by side they would overlap."""
 MARK_COLORS = ("tab:red", "tab:purple", "tab:brown")
+_METADATA = re.compile(r"\n *<metadata>.*?</metadata>", re.DOTALL)
 _GAP = 0.25  # of the room of one group of bars
 
 
@@ -45,15 +49,19 @@ def bars(
     """
     _check(groups, series)
     figure, axes = _open(title, x_label, y_label)
+    many = len(groups) * len(series) > MAX_LEVEL_LABELS
     for name, offset, width in bar_places(series):
         values = [0.0 if math.isnan(value) else value for value in series[name]]
         places = [i + offset for i in range(len(groups))]
-        drawn = axes.bar(places, values, width, label=name)
+        spans = (ranges or {}).get(name) or [(value, value) for value in values]
+        below = [max(0.0, value - low) for value, (low, _) in zip(values, spans, strict=True)]
+        above = [max(0.0, high - value) for value, (_, high) in zip(values, spans, strict=True)]
+        drawn = axes.bar(places, values, width, yerr=[below, above] if name in (ranges or {}) else None, label=name)
+        # Above the bar: next to a tall one, the number is all that is to be seen of a small one.
         axes.bar_label(
-            drawn, labels=[f"{v:.3g}" if v else "" for v in values], label_type="center", color="white", fontsize=8
+            drawn, labels=[_shown(v) if v else "" for v in values], padding=2, fontsize=8, rotation=90 if many else 0
         )
-        for place, value, (low, high) in zip(places, values, (ranges or {}).get(name, ()), strict=False):
-            axes.errorbar(place, value, yerr=[[max(0.0, value - low)], [max(0.0, high - value)]], color="black")
+    axes.margins(y=0.2 if many else 0.08)
     axes.set_xticks(range(len(groups)), groups)
     return _close(figure, axes, path)
 
@@ -110,11 +118,30 @@ def panels(
     return _save(figure, path)
 
 
+def publish(path: Path, folder: Path) -> Path:
+    """
+    Copy an SVG that this module wrote into *folder*, without what differs between equal plots; return the copy.
+
+    The name and version of the program that drew it go; its white ground stays, so that it is legible on dark pages.
+    Raises: OSError.
+    """
+    text = _METADATA.sub("", path.read_text(encoding="utf-8"))
+    folder.mkdir(parents=True, exist_ok=True)
+    copy = folder / path.name
+    copy.write_text("\n".join(line.rstrip() for line in text.splitlines()) + "\n", encoding="utf-8")
+    return copy
+
+
 def bar_places(series: Mapping[str, object]) -> list[tuple[str, float, float]]:
     """Return each name with its bar's distance from the group's middle and its width; groups are 1 apart."""
     width = (1.0 - _GAP) / max(1, len(series))
     first = -(len(series) - 1) / 2 * width
     return [(name, first + i * width, width) for i, name in enumerate(series)]
+
+
+def _shown(value: float) -> str:
+    """Return three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _check(points: Sequence[object], series: Mapping[str, Sequence[float]]) -> None:
@@ -143,7 +170,9 @@ def _figure(size_inches: tuple[float, float]) -> Any:
 
 def _close(figure: Any, axes: Any, path: Path) -> Path:
     _finish(axes)
-    axes.legend(frameon=False)
+    # Below all: nowhere over the bars or lines is there always room.
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:,g}")
     return _save(figure, path)
 
 

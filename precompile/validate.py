@@ -8,6 +8,7 @@ import msgspec
 
 from faas.errors import (
     InvalidModuleError,
+    ManifestError,
     MemoryTooLargeError,
     PreinitError,
     UnknownImportsError,
@@ -79,12 +80,13 @@ def validate(wasm: bytes, manifest: Manifest, profile: EngineProfile) -> ModuleF
     Return what *wasm* is; function bodies are not looked at (the compiler does that).
 
     Raises: NotWasmError, InvalidModuleError, ComponentError, UnknownImportsError, UnknownKindError,
-    MemoryTooLargeError, PreinitError; each message names what to do next.
+    ManifestError, MemoryTooLargeError, PreinitError; each message names what to do next.
     """
     layout = read_layout(wasm)
     _check_imports(layout.imports, manifest)
     _check_reserved(layout)
     kind = _kind_of(layout, manifest)
+    _check_reuse(kind, manifest)
     memory_min_bytes = _check_memories(layout, manifest, profile)
     table_min_elements = _check_tables(layout, profile)
     return ModuleFacts(
@@ -192,6 +194,14 @@ def _kind_of(layout: Layout, manifest: Manifest) -> Kind:
             " (a program with main) or `memory`, `faas_alloc` and `faas_handle` (the SDKs in functions/sdk do)"
         )
     return _with_memory(layout, fits[0])
+
+
+def _check_reuse(kind: Kind, manifest: Manifest) -> None:
+    if manifest.warm.reuse > 1 and kind is Kind.COMMAND:
+        raise ManifestError(
+            f"warm.reuse is {manifest.warm.reuse}, but a command's instance ends with its request, since main returns;"
+            " leave warm.reuse out, or build a reactor (the SDKs in functions/sdk do)"
+        )
 
 
 def _with_memory(layout: Layout, kind: Kind) -> Kind:

@@ -11,6 +11,8 @@ import os
 import secrets
 import shutil
 import stat
+import threading
+from collections import deque
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,9 @@ from pathlib import Path
 from faas.errors import ArtifactMissingError, ArtifactTamperedError, ConfigError, StateError
 
 _KEY_BYTES = 32
+_LEAF_BYTES = 512 * 1024
+"""What is hashed at once; another size gives other HMACs, and so has every function compiled anew."""
+_HASH_THREADS = 4
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _HEX = frozenset("0123456789abcdef")
 _DISK_REFUSES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
@@ -44,7 +49,7 @@ def native_key(wasm_digest: str, preinit: str, fingerprint: str) -> str:
     Whatever would give other native code gives another key, so nothing stored is ever out of date.
     """
     digest = hashlib.sha256()
-    for part in ("native-1", wasm_digest, preinit, fingerprint):
+    for part in ("native-2", wasm_digest, preinit, fingerprint):
         raw = part.encode()
         digest.update(len(raw).to_bytes(4, "little") + raw)
     return digest.hexdigest()
@@ -121,17 +126,23 @@ class ArtifactStore:
 
         Each file is replaced whole; should the host die between the two, ``open_native`` refuses the pair and the
         module is compiled anew. What is already there and proved stays: the key says that it is as good.
+        Of several at once under one key the first is kept (a snapshot made twice may differ, and so the native code),
+        also when they are of several processes: each waits until the pair of the one before is whole.
         """
+        target = _named(self._native, key, ".cwasm")
         if self.has_native(key):
             file.unlink()
             return
-        target = _named(self._native, key, ".cwasm")
         mac = self._mac(key, file)
         with disk_watched():
             os.chmod(file, 0o400)
             _sync_file(file)
-            os.replace(file, target)
-            self._write_whole(target.with_suffix(".mac"), mac)
+            with _alone_in(self._native):
+                if self.has_native(key):
+                    file.unlink()
+                    return
+                os.replace(file, target)
+                self._write_whole(target.with_suffix(".mac"), mac)
 
     def open_native(self, key: str) -> Path:
         """
@@ -251,14 +262,13 @@ class ArtifactStore:
         _sync_folder(path.parent)
 
     def _mac(self, key: str, file: Path) -> bytes:
-        """Return the HMAC-SHA-256 over key and contents; the key is of fixed length, so the two can't blur."""
-        # The contents go into the outer MAC as their hash: one pass over the mapped file, with the GIL released.
+        """Return the HMAC-SHA-256 over key, size and contents; the first two are of fixed length, so nothing blurs."""
+        # The contents go into the MAC as the hashes of their leaves, in order: several processors can share the work.
         with _mapped(file) as contents:
-            return self._mac_of(key, contents)
-
-    def _mac_of(self, key: str, contents: bytes | mmap.mmap) -> bytes:
-        digest = hashlib.sha256(contents).digest()
-        return hmac.digest(self._key, bytes.fromhex(key) + digest, "sha256")
+            leaves = b"".join(_leaf_digests(contents))
+            return hmac.digest(
+                self._key, b"native-2" + bytes.fromhex(key) + len(contents).to_bytes(8, "little") + leaves, "sha256"
+            )
 
 
 def _named(folder: Path, digest: str, suffix: str) -> Path:
@@ -266,6 +276,34 @@ def _named(folder: Path, digest: str, suffix: str) -> Path:
     if len(digest) != 64 or not _HEX.issuperset(digest):
         raise ArtifactMissingError(f"{digest[:80]!r} is not the name of a stored artifact; check the deployment")
     return folder / (digest + suffix)
+
+
+def _leaf_digests(contents: bytes | mmap.mmap) -> list[bytes]:
+    """Return the SHA-256 of each ``_LEAF_BYTES`` of *contents*, in order; several threads hash, without the GIL."""
+    n_leaves = -(-len(contents) // _LEAF_BYTES)
+    digests = [b""] * n_leaves
+    todo = deque(range(n_leaves))
+
+    def work() -> None:
+        with memoryview(contents) as whole:
+            while True:
+                try:
+                    number = todo.popleft()
+                except IndexError:
+                    return
+                with whole[number * _LEAF_BYTES : (number + 1) * _LEAF_BYTES] as leaf:
+                    digests[number] = hashlib.sha256(leaf).digest()
+
+    n_threads = min(n_leaves, _HASH_THREADS, os.cpu_count() or 1)
+    others = [threading.Thread(target=work, name=f"faas-hash-{i}") for i in range(1, n_threads)]
+    for thread in others:
+        thread.start()
+    work()
+    for thread in others:
+        thread.join()
+    if not all(digests):
+        raise MemoryError("a thread that hashes stored code failed; its own message is in the log")
+    return digests
 
 
 def _verified(path: Path, digest: str, what: str) -> Path:
@@ -285,8 +323,21 @@ def _mapped(path: Path) -> Iterator[mmap.mmap | bytes]:
         if os.fstat(file.fileno()).st_size == 0:  # an empty file can't be mapped
             yield b""
             return
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents:
+        # All of it is read at once: mapped in one call, not page by page as faults.
+        flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
+        with mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ) as contents:
             yield contents
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the lock of *folder*: against other threads too, since each opens it anew."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _sync_file(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,12 +78,14 @@ class Deployer:
         fleet: Fleet,
         clock: Clock,
         max_reserved: int,
+        n_workers: int,
     ) -> None:
         """
         Call ``restore`` before anything else.
 
-        Args: *max_reserved* is how many instances of the host all functions together may reserve for themselves.
+        Args: *max_reserved* is how many slots of each of the *n_workers* all functions together may reserve.
         """
+        self._n_workers = n_workers
         self._max_reserved = max_reserved
         self._state = state
         self._store = store
@@ -241,17 +244,23 @@ class Deployer:
         await asyncio.to_thread(_refuse_large_table, {**self._active, manifest.name: _sized_like(manifest)})
 
     def _check_reserved(self, manifest: Manifest) -> None:
-        reserved = manifest.limits.reserved_concurrency
+        reserved = self._reserved_slots(manifest)
         by_others = sum(
-            deployment.manifest.limits.reserved_concurrency
+            self._reserved_slots(deployment.manifest)
             for name, deployment in self._active.items()
             if name != manifest.name
         )
         if reserved and by_others + reserved > self._max_reserved:
+            most = max(0, self._max_reserved - by_others) * self._n_workers
             raise ManifestError(
-                f"limits.reserved_concurrency is {reserved}, but of the {self._max_reserved} instances that may be "
-                f"reserved other functions have {by_others}; lower it, or raise pool.slots"
+                f"limits.reserved_concurrency is {manifest.limits.reserved_concurrency}, which takes {reserved} slots "
+                f"of each worker, but of the {self._max_reserved} that may be reserved there other functions have "
+                f"{by_others}; lower it to {most}, or raise pool.slots"
             )
+
+    def _reserved_slots(self, manifest: Manifest) -> int:
+        """Return how many slots each worker keeps free for a function: its part of what is reserved, rounded up."""
+        return math.ceil(manifest.limits.reserved_concurrency / self._n_workers)
 
     async def _try(self, new: NewVersion, on_progress: Callable[[str], None]) -> None:
         """Let every worker load it and make a trial instance."""

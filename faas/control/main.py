@@ -159,7 +159,8 @@ async def _running(config: HostConfig) -> AsyncIterator[RunningHost]:
             compiler=JobCompiler(config, store),
             fleet=supervisor,
             clock=clock,
-            max_reserved=config.max_reserved_concurrency,
+            max_reserved=config.max_reserved_slots,
+            n_workers=config.n_workers,
         )
         keys = KeyRing(state, supervisor)
         models = ModelRegistry(config, state=state, server=model_server, fleet=supervisor, missing=missing)

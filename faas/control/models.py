@@ -10,6 +10,7 @@ import asyncio
 import importlib.util
 import logging
 import stat
+import threading
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
@@ -275,9 +276,17 @@ class ModelRegistry:
         )
 
     async def _fingerprint(self, path: Path, on_hashed: Callable[[int], None] | None = None) -> str:
-        """Return the SHA-256 of the file's content, and remember it; raises ModelFileError, StateError."""
+        """
+        Return the SHA-256 of the file's content, and remember it; a cancellation ends the reading too.
+
+        Raises: ModelFileError, StateError.
+        """
         mark = await asyncio.to_thread(mark_of, path)
-        digest = await asyncio.to_thread(digest_of, path, on_read=_from_thread(on_hashed) if on_hashed else None)
+        gone = threading.Event()
+        try:
+            digest = await asyncio.to_thread(digest_of, path, on_read=_from_thread(on_hashed, gone))
+        finally:
+            gone.set()  # the thread of a cancelled call goes on by itself, for minutes with a large file
         await self._state.keep_fingerprint(mark, digest)
         return digest
 
@@ -297,12 +306,19 @@ class ModelRegistry:
                 self._settings[model.name] = known
 
 
-def _from_thread(hear: Callable[[int], None]) -> Callable[[int], None]:
-    """Return what calls *hear* on the running loop, from another thread."""
+class _NobodyWaitsError(Exception):
+    """Whoever wanted the digest is gone; ends its thread and is seen by nobody."""
+
+
+def _from_thread(hear: Callable[[int], None] | None, gone: threading.Event) -> Callable[[int], None]:
+    """Return what calls *hear* on the running loop, from another thread, and ends that once *gone* is set."""
     loop = asyncio.get_running_loop()
 
     def tell(n: int) -> None:
-        loop.call_soon_threadsafe(hear, n)
+        if gone.is_set():
+            raise _NobodyWaitsError
+        if hear is not None:
+            loop.call_soon_threadsafe(hear, n)
 
     return tell
 

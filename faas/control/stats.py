@@ -16,7 +16,7 @@ KEY_PREFIX = "key:"
 """No function's name has a colon, so workers report what an API key used under ``key:NAME``."""
 TOKEN_KINDS = ("prompt", "generated")
 _MODEL_COUNTERS = ("loads", "prompt_tokens", "cached_tokens", "generated_tokens", "requests", "decode_steps")
-_MODEL_GAUGES = ("active", "waiting", "cells_used", "resident_bytes")
+_MODEL_GAUGES = ("active", "waiting", "cells_used", "saved_bytes", "resident_bytes")
 
 
 class Counts:
@@ -207,6 +207,23 @@ def prometheus_text(
         (({"function": name}, counters["model_requests"]) for name, counters in named if "model_requests" in counters),
     )
     family(
+        "faas_warm_starts_total",
+        "counter",
+        "Requests of a function with a warm pool, by whether an instance was ready.",
+        (
+            ({"function": name, "result": result}, counters[key])
+            for name, counters in named
+            for result, key in (("hit", "warm_hits"), ("miss", "warm_misses"))
+            if key in counters
+        ),
+    )
+    family(
+        "faas_warm_prepared_total",
+        "counter",
+        "Instances that were made ahead of requests.",
+        (({"function": name}, counters["warm_prepared"]) for name, counters in named if "warm_prepared" in counters),
+    )
+    family(
         "faas_key_tokens_total",
         "counter",
         "Tokens that requests with an API key took.",
@@ -247,6 +264,7 @@ def prometheus_text(
         ("active", "Sequences that a model decodes now."),
         ("waiting", "Requests that wait for a model's slot."),
         ("cells_used", "KV cells in use, cached prefixes among them."),
+        ("saved_bytes", "Memory of prefixes that had to leave the KV cells."),
         ("resident_bytes", "Memory of a model's weights and context; 0 while it is not loaded."),
     ):
         family(

@@ -24,6 +24,7 @@ import msgspec
 from faas.clock import Clock
 from faas.config import HostConfig
 from faas.control.process import BACK_OFF_S, HEALTHY_S, ChildProcess, Spawn, first, spawn_module
+from faas.control.shares import ShareLedger
 from faas.control.stats import Ledger
 from faas.errors import FaasError, InternalError, PeerGoneError, ProtocolError, WireError, WorkerLostError
 from faas.invocation import Deployment
@@ -45,6 +46,7 @@ from faas.wire.messages import (
     Prepare,
     Prepared,
     Ready,
+    Shares,
     Spending,
     Spent,
     Stats,
@@ -168,6 +170,7 @@ class Supervisor:
         self._models = Models(names=())
         self._keys = Keys(keys=())
         self._ledger = Ledger(clock)
+        self._shares = ShareLedger(config.n_workers)
         self._workers = [_Worker(index) for index in range(config.n_workers)]
         self._keepers: list[asyncio.Task[None]] = []
         self._chores: set[asyncio.Task[None]] = set()
@@ -204,6 +207,7 @@ class Supervisor:
         self._models = models
         self._keys = Keys(keys=keys)
         self._table = Table(generation=1, deployments=deployments)
+        self._shares.serve(deployments)
         self._socket_path.unlink(missing_ok=True)
         self._server = await asyncio.start_unix_server(self._accept, self._socket_path)
         self._socket_path.chmod(0o600)
@@ -259,6 +263,7 @@ class Supervisor:
         in time is killed. So this always succeeds.
         """
         self._table = Table(generation=self._table.generation + 1, deployments=deployments)
+        self._shares.serve(deployments)
         told: list[tuple[_Worker, Channel[FromWorker]]] = []
         for worker in self._workers:
             if worker.channel is not None and self._tell(worker, self._table):
@@ -405,6 +410,7 @@ class Supervisor:
         worker.pid = 0
         self._on_gone(worker.index)
         self._share(worker, self._ledger.retire(worker.index))
+        self._tell_shares(self._shares.retire(worker.index))
         self._notify()
         return served
 
@@ -447,7 +453,7 @@ class Supervisor:
                 worker = self._recognise(await channel.receive())
             worker.channel = channel
             worker.greeted.set()
-            channel.send_nowait(self._table)
+            channel.send_nowait(msgspec.structs.replace(self._table, shares=self._shares.connect(worker.index)))
             worker.untold, worker.teller = {}, None  # all of it is in the snapshot
             channel.send_nowait(self._ledger.snapshot())
             channel.send_nowait(self._models)
@@ -503,6 +509,8 @@ class Supervisor:
                 self._on_stats(worker.index, message)
             case Spent():
                 self._share(worker, self._ledger.report(worker.index, message))
+            case Shares():
+                self._tell_shares(self._shares.report(worker.index, message))
             case Hello():
                 raise ProtocolError("a worker says hello once")
 
@@ -534,6 +542,10 @@ class Supervisor:
                 worker.teller = asyncio.create_task(self._tell_spent(worker, worker.channel))
                 self._chores.add(worker.teller)
                 worker.teller.add_done_callback(self._chores.discard)
+
+    def _tell_shares(self, told: dict[int, Shares]) -> None:
+        for index, shares in told.items():
+            self._tell(self._workers[index], shares)  # what a worker does not hear any more is taken back when it ends
 
     async def _tell_spent(self, worker: _Worker, channel: Channel[FromWorker]) -> None:
         """Tell *worker* what it has not heard yet; what comes while it is slow to read is added up, not queued."""

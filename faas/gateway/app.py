@@ -10,7 +10,6 @@ import itertools
 import logging
 import re
 import secrets
-import select
 import time
 
 from aiohttp import hdrs, web
@@ -26,18 +25,21 @@ from faas.errors import (
     MalformedRequestError,
     OverloadedError,
     RedirectLoopError,
+    RequestTimeoutError,
 )
 from faas.gateway.admission import Admission
 from faas.gateway.call import Call, break_connection
 from faas.gateway.command import LocalRedirect, serve_command
+from faas.gateway.http import ask_if_closed, awaits_body
 from faas.gateway.journal import Journal
-from faas.gateway.lane import MAX_BODY_BYTES, SOFTWARE, Answer, Lane, Reply, Request
+from faas.gateway.lane import MAX_BODY_BYTES, SOFTWARE, Answer, Lane, Reply
 from faas.gateway.live import LiveTable, Served
 from faas.gateway.middleware import outcome_of, problem_reply
 from faas.gateway.models import ModelGate
 from faas.gateway.openai.api import PREFIX as OPENAI_PREFIX
 from faas.gateway.openai.api import OpenAiApi
 from faas.gateway.reactor import serve_reactor
+from faas.gateway.warm import WarmPools
 from faas.invocation import Kind, Outcome
 from faas.log import event
 from faas.routes import Route
@@ -68,6 +70,7 @@ class Gateway:
         openai: OpenAiApi,
         clock: Clock,
         server_port: int,
+        warm: WarmPools,
     ) -> None:
         self._runtime = runtime
         self._table = table
@@ -77,6 +80,7 @@ class Gateway:
         self._openai = openai
         self._clock = clock
         self._server_port = server_port
+        self._warm = warm
         # Unique without asking the kernel for random bytes at each request.
         self._id_prefix = secrets.token_hex(6)
         self._ids = itertools.count(1)
@@ -85,15 +89,14 @@ class Gateway:
 
     async def watch_clients(self) -> None:
         """
-        Cancel calls whose client hung up while its body was not being read, until cancelled.
+        Notice clients that closed their end while their body was not being read, until cancelled.
 
         Reading is paused while a guest does not take its body, and a paused transport does not see the end.
         """
         while True:
             await asyncio.sleep(WATCH_S)
             for call in tuple(self._with_bodies):
-                if _hung_up(call.request):
-                    break_connection(call.request)
+                ask_if_closed(call.request)
 
     async def serve(self, lane: Lane) -> Answer:
         """Answer one request, by a Reply if it never left the lane; the only failure to leave here is cancellation."""
@@ -184,10 +187,13 @@ class Gateway:
         permits = call.served.permits
         try:
             if not self._admission.try_acquire(permits):
+                self._admission.shed(permits)  # in the lane: under overload this is what most requests meet
                 await call.lane.leave()
                 await self._admission.acquire(permits)
         except BusyError as exc:
             return self._failed(call, exc)
+        if self._warm.n_held:
+            self._warm.make_room()
         if call.with_body and call.request.body_exists:
             self._with_bodies.add(call)
         try:
@@ -226,13 +232,16 @@ class Gateway:
         except TimeoutError:
             if answer is not None:
                 break_connection(call.request)
-            return self._failed(
-                call,
-                DeadlineExceededError(
+            if awaits_body(call.request):
+                late: FaasError = RequestTimeoutError(
+                    f"the request body did not come within {timeout_s:g} s; send it faster"
+                )
+            else:
+                late = DeadlineExceededError(
                     f"the guest did not answer within {timeout_s:g} s; "
                     "make it answer sooner, or raise limits.timeout_s in function.toml"
-                ),
-            )
+                )
+            return self._failed(call, late)
         except FaasError as exc:
             return self._failed(call, exc)
         except ConnectionError:
@@ -275,17 +284,6 @@ class Gateway:
             reason=reason,
             traceparent=call.traceparent,
         )
-
-
-def _hung_up(request: Request) -> bool:
-    """Return whether the peer closed its end, without reading anything."""
-    transport = request.transport
-    sock = None if transport is None else transport.get_extra_info("socket")
-    if sock is None or sock.fileno() < 0:
-        return False
-    poller = select.poll()
-    poller.register(sock.fileno(), select.POLLRDHUP)
-    return bool(poller.poll(0))
 
 
 def _script_name(route: Route, raw_path: str) -> str:

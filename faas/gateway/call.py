@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
+from typing import Any, NamedTuple
 
 from aiohttp import web
 
 from faas.clock import Clock
-from faas.errors import BodyTooLargeError, MalformedRequestError, OutputLimitError
+from faas.errors import BodyTooLargeError, MalformedRequestError, OutputLimitError, RequestTimeoutError
 from faas.gateway.journal import Journal
 from faas.gateway.lane import Lane, Request
 from faas.gateway.live import Served
 
 OUTPUT_HIGH_WATER = 256 * 1024
-MAX_LOG_LINE_BYTES = 16 * 1024
 
 
 class Call:
@@ -42,6 +43,7 @@ class Call:
         "served",
         "started",
         "traceparent",
+        "warm",
         "with_body",
     )  # fmt: skip
 
@@ -81,6 +83,8 @@ class Call:
         self.answered = 0.0
         self.with_body = with_body
         self.cpu_ns = 0
+        self.warm = ""
+        """What ``Server-Timing`` says of an instance that was there already, as a parameter of ``start``."""
 
     @property
     def request(self) -> Request:
@@ -101,7 +105,9 @@ class Call:
         return {
             **self.served.headers,
             "X-Request-Id": self.request_id,
-            "Server-Timing": f"queue;dur={queue_ms:.3f}, start;dur={self.start_ms:.3f}, run;dur={run_ms:.3f}",
+            "Server-Timing": (
+                f"queue;dur={queue_ms:.3f}, start;dur={self.start_ms:.3f}{self.warm}, run;dur={run_ms:.3f}"
+            ),
         }
 
     def log_line(self, line: bytes) -> None:
@@ -109,10 +115,19 @@ class Call:
         self.journal.line(self.served.name, self.served.version, self.request_id, line.decode("utf-8", "replace"))
 
 
+class BodyPace(NamedTuple):
+    """How fast a body has to come while it is waited for."""
+
+    timeout_s: float = 20.0
+    """How long nothing may come; also how long may be waited in all before the minimum counts."""
+    min_bytes_per_s: int = 500
+
+
 class RequestBody:
     """
     A guest's stdin: the request's body as it arrives, never more in memory than what has not been read.
 
+    Only the time that somebody waits for it counts against the client's pace.
     Thread: ``read_nowait`` from any (a guest's slice may run in the pool), the rest on the loop.
     """
 
@@ -124,6 +139,10 @@ class RequestBody:
         self._chunk = b""
         self._ended = False
         self._asked = request.headers.get("Expect", "").lower() != "100-continue"
+        self._protocol: Any = request.protocol
+        pace = getattr(self._protocol, "body_pace", None)
+        self._pace = pace if isinstance(pace, BodyPace) else BodyPace()
+        self._waited_s = 0.0
         length = request.content_length
         if length is not None and length > max_bytes:
             raise _too_large(max_bytes)
@@ -140,13 +159,14 @@ class RequestBody:
         """
         Return when ``read_nowait`` has something to say.
 
-        Raises: BodyTooLargeError, MalformedRequestError.
+        Raises: BodyTooLargeError, MalformedRequestError, RequestTimeoutError.
         """
         if self._chunk or self._ended:
             return
         self.invite()
+        content = self._content
         try:
-            chunk = await self._content.readany()
+            chunk = content.read_nowait() or (b"" if content.at_eof() else await self._next())
         except web.RequestPayloadError as exc:
             raise MalformedRequestError("the request body is not what its headers announce; send it again") from exc
         if not chunk:
@@ -156,6 +176,26 @@ class RequestBody:
         if self._received_bytes > self._max_bytes:
             raise _too_large(self._max_bytes)
         self._chunk = chunk
+
+    async def _next(self) -> bytes:
+        timeout_s, min_bytes_per_s = self._pace
+        patience_s = timeout_s
+        if min_bytes_per_s:
+            earned_s = max(timeout_s, self._received_bytes / min_bytes_per_s)
+            patience_s = min(timeout_s, max(0.0, earned_s - self._waited_s))
+        began = time.monotonic()
+        self._protocol.awaits_body = True
+        try:
+            async with asyncio.timeout(patience_s):
+                chunk = await self._content.readany()
+        except TimeoutError as exc:
+            raise RequestTimeoutError(
+                f"the request body came too slowly: nothing for {timeout_s:g} s, or less than {min_bytes_per_s} bytes "
+                "per second; send it faster"
+            ) from exc
+        self._protocol.awaits_body = False
+        self._waited_s += time.monotonic() - began
+        return chunk
 
     def invite(self) -> None:
         """Ask a client that waits for it (``Expect: 100-continue``) to send its body; must precede the response."""
@@ -169,7 +209,7 @@ class RequestBody:
         """
         Return the whole body.
 
-        Raises: BodyTooLargeError.
+        Raises: as ``wait_readable``.
         """
         parts: list[bytes] = []
         while not self._ended:
@@ -210,6 +250,8 @@ class Output:
 
         Raises: OutputLimitError when the invocation's total passes its limit.
         """
+        if not data:
+            return 0  # nothing to keep: else a guest could have us keep any number of nothings
         self._left_bytes -= len(data)
         if self._left_bytes < 0:
             raise OutputLimitError(

@@ -76,6 +76,8 @@ class CodeCache:
         self._loading: dict[CodeKey, asyncio.Task[Code]] = {}
         self._shrinking = False
         self._wanted: Counter[CodeKey] = Counter()  # who waits for code: else two loads could evict each other for ever
+        self.on_drop: Callable[[CodeKey], None] = _nothing
+        """Called when code leaves the cache: who holds it without using it lets go."""
         self.n_bytes = 0
         """What all loaded code counts against the budget, also what is out of the cache and still in use."""
         self.n_loads = 0
@@ -186,4 +188,9 @@ class CodeCache:
         code = self._loaded.pop(key)
         if not code.n_users:
             self.n_bytes -= code.n_bytes
+        self.on_drop(key)
         # The last reference frees it: ours here, or that of a fiber whose slice outlives its request.
+
+
+def _nothing(_key: CodeKey) -> None:
+    """Do nothing."""

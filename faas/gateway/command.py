@@ -14,8 +14,9 @@ from faas.errors import (
     MalformedResponseError,
 )
 from faas.gateway import cgi
-from faas.gateway.call import MAX_LOG_LINE_BYTES, Call, Output, RequestBody, break_connection
+from faas.gateway.call import Call, Output, RequestBody, break_connection
 from faas.gateway.code import Code
+from faas.gateway.instance import MAX_LOG_LINE_BYTES, WARM
 from faas.gateway.lane import SOFTWARE, Answer, Reply
 from faas.gateway.models import ModelGate
 from faas.wasi.context import GuestExit, WasiContext
@@ -191,11 +192,21 @@ async def serve_command(call: Call, runtime: Runtime, code: Code, models: ModelG
         tmp_bytes=limits.tmp_bytes,
         clock=call.clock,
     )
-    fiber = runtime.fiber(wasi, memory_limit_bytes=limits.memory_bytes, cpu_limit_s=limits.cpu_s, on_pause=reply.pause)
+    pool = served.warm
+    ready = None if pool is None else pool.take(code) or await pool.join(call.lane.leave)
+    if ready is None:
+        fiber = runtime.fiber(wasi, memory_limit_bytes=limits.memory_bytes, cpu_limit_s=limits.cpu_s)
+    else:
+        call.warm = WARM
+        ready.begin(call.log_line)
+        fiber = ready.fiber
+        fiber.wasi = wasi
+    fiber.on_pause = reply.pause
     fiber.before_wait = call.lane.leave
     fiber.nn = models.context(call, timeout_s=limits.timeout_s, stdout=output, flush=reply.pause)
     try:
-        await fiber.instantiate(code.template)
+        if ready is None:
+            await fiber.instantiate(code.template)
         call.started = time.perf_counter()
         try:
             await fiber.call(b"_start")

@@ -1,23 +1,49 @@
 """
-What the gateway asks of HTTP beyond aiohttp: the fast lane for plain requests (``lane.py``), bounded time for request
-heads, and problems for what is no HTTP.
+What the gateway asks of HTTP beyond aiohttp: the fast lane for plain requests (``lane.py``), bounds for heads, bodies,
+connections and clients that don't read (docs/limits.md), and problems for what is no HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
+import resource
+import time
+from typing import Any, Final, cast
 
 from aiohttp import hdrs, web
-from aiohttp.http import HttpProcessingError, HttpRequestParser, HttpVersion11, RawRequestMessage
-from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.http import HttpProcessingError, HttpRequestParser, HttpVersion10, HttpVersion11, RawRequestMessage
+from aiohttp.http_exceptions import LineTooLong
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler
 
-from faas.errors import FaasError, InternalError, MalformedRequestError
-from faas.gateway.lane import Half, Head, Lane, Reply, Serve, begin
-from faas.gateway.middleware import problem_response
+from faas.errors import (
+    FaasError,
+    HeadTooLargeError,
+    HttpVersionError,
+    InternalError,
+    MalformedRequestError,
+    OverloadedError,
+    RequestTimeoutError,
+    TargetTooLongError,
+)
+from faas.gateway.call import BodyPace
+from faas.gateway.ending import Absence, GentleTransport, Patience, closed_its_end
+from faas.gateway.lane import Half, Head, Lane, Reply, Request, Serve, begin
+from faas.gateway.middleware import problem_reply, problem_response
 from faas.log import event
+
+MAX_TARGET_BYTES: Final = 8192
+MAX_FIELD_BYTES: Final = 8190
+"""Of one header's name and value; another number than MAX_TARGET_BYTES, as it tells which of the two was too long."""
+MAX_HEADERS: Final = 128
+MAX_HEAD_BYTES: Final = 64 * 1024
+SPARE_FILES: Final = 192
+"""Files that a worker may open besides its clients' connections, those that it turns away included."""
+TURNED_AWAY: Final = 64
+"""Connections over the limit that wait for their client to read why."""
+LOOK_AGAIN_S: Final = 0.1
+"""After a search for idle connections in vain: the next one would be in vain, too."""
 
 _log = logging.getLogger(__name__)
 # What of a connection's inside the lane reads and writes (all slots, or methods, of its class).
@@ -26,7 +52,14 @@ _HANDLER_PARTS = (
     "_messages", "_next_keepalive_close_time", "_parser", "_paused", "_payload_parser", "_process_keepalive",
     "_request_count", "_upgraded", "_waiter", "peername",
 )  # fmt: skip
-_TOO_LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+class _Refused(HttpProcessingError):
+    """What the parser lets through and we do not."""
+
+    def __init__(self, error: FaasError) -> None:
+        super().__init__(message=error.message)
+        self.error = error
 
 
 class _Parsed:
@@ -50,23 +83,53 @@ class Connection(RequestHandler):
     wait; every other one goes the way of aiohttp, whose ``start`` waits for it all the while.
     """
 
-    __slots__ = ("_half", "_has_lane", "_head_timeout_s", "_head_timer", "_server")
+    __slots__ = (
+        "_absence", "_answered_last",
+        "_body", "_deaf", "_gentle", "_half", "_has_lane", "_head_bytes", "_head_timeout_s", "_head_timer",
+        "_server", "awaits_body", "body_pace",
+    )  # fmt: skip
 
     def __init__(self, server: Server, *, head_timeout_s: float, **options: Any) -> None:
-        super().__init__(server, **options)
+        super().__init__(
+            server,
+            max_line_size=MAX_TARGET_BYTES,
+            max_field_size=MAX_FIELD_BYTES,
+            max_headers=MAX_HEADERS,
+            **options,
+        )
         self._server = server
         self._has_lane = server.has_lane
         self._head_timeout_s = head_timeout_s
         self._head_timer: asyncio.TimerHandle | None = None
         self._half: Half | None = None
+        self._gentle: GentleTransport | None = None
+        self._absence: Absence | None = None
+        self._body: StreamReader | None = None  # of the last request that came
+        self._head_bytes = 0  # of a head that is not complete
+        self._answered_last = True  # nobody reads that body any more
+        self._deaf = False  # nothing more is taken: the client closed its end, or is not understood
+        self.body_pace = server.body_pace
+        self.awaits_body = False
+        """Whether the request in progress waits for its body, or did so until its deadline."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the timer: an open connection that says nothing costs a descriptor too."""
         super().connection_made(transport)
-        self._start_timer()
+        gentle = self._gentle = GentleTransport(cast("asyncio.Transport", transport), self._loop, self._server.patience)
+        self.transport = cast("asyncio.Transport", gentle)
+        if self._server.admit():
+            self._start_timer()
+        else:
+            gentle.lingers = self._server.may_linger()
+            self._end(OverloadedError("too many connections are open; try again later"))
 
     def data_received(self, data: bytes) -> None:
         """Parse; the timer stops when a head is complete, and starts when only a part of the next one is here."""
+        gentle = self._gentle
+        if gentle is None or gentle.closing or self._deaf:
+            if gentle is not None:
+                gentle.heard = True
+            return
         waiter = self._waiter
         if (
             self._has_lane
@@ -83,9 +146,11 @@ class Connection(RequestHandler):
             if self._answered(data):
                 self._stop_timer()
                 return
-        else:
+        elif self._force_close or self._close or self._upgraded or self._payload_parser is not None:
             super().data_received(data)
-        if self._current_request is not None or self._messages:
+        else:
+            self._parse(data)
+        if self._current_request is not None or self._messages or self._receives_body() or self._deaf:
             self._stop_timer()
         elif self._head_timer is None:
             self._start_timer()
@@ -102,7 +167,7 @@ class Connection(RequestHandler):
         try:
             parsed = parser.feed_data(data)
         except HttpProcessingError as exc:
-            self._hand_over(exc)
+            self._refuse(exc)
             return False
         messages, upgraded, _ = parsed
         if (
@@ -110,10 +175,13 @@ class Connection(RequestHandler):
             and not upgraded
             and messages[0][1] is EMPTY_PAYLOAD
             and _is_plain(messages[0][0])
+            and len(data) <= MAX_HEAD_BYTES
+            and self._request_count + 1 < self._server.keepalive_requests
             and transport is not None
             and not transport.is_closing()
         ):
             message = messages[0][0]
+            self._head_bytes = 0
             try:
                 answer = begin(self._server.serve, Lane(Head(message, self, transport), inside=True))
             except asyncio.CancelledError:
@@ -124,8 +192,158 @@ class Connection(RequestHandler):
                 self._count(parser)
                 return True
             self._half = answer
-        self._hand_over(parsed)
+            self._hand_over(parsed)
+        else:
+            self._take(parsed, len(data))
         return False
+
+    # --- what is taken ----------------------------------------------------------------------------------------------
+
+    def _parse(self, data: bytes) -> None:
+        parser = self._parser
+        assert parser is not None
+        try:
+            parsed = parser.feed_data(data)
+        except HttpProcessingError as exc:
+            self._refuse(exc)
+        else:
+            self._take(parsed, len(data))
+
+    def _take(self, parsed: Any, n_bytes: int) -> None:
+        """Hand on what *n_bytes* were parsed into, up to a request that is refused or the last one."""
+        messages, upgraded, _ = parsed
+        if not messages and not upgraded:
+            if n_bytes and not self._receives_body():
+                self._head_bytes += n_bytes
+                if self._head_bytes > MAX_HEAD_BYTES:
+                    self._refuse(_Refused(_too_large_head()))
+            else:
+                self._hand_over(parsed)
+            return
+        messages = list(messages)
+        self._head_bytes = 0
+        for index, (message, payload) in enumerate(messages):
+            error = _fault(message, payload, n_bytes)
+            if error is not None:
+                self._hand_over((messages[:index], False, b""))
+                self._refuse(_Refused(error))
+                return
+            if self._request_count + index + 1 >= self._server.keepalive_requests:
+                del messages[index + 1 :]
+                upgraded = True
+                break
+        if messages:
+            message, payload = messages[-1]
+            self._body = payload
+            self._answered_last = False
+            if upgraded:  # to nothing that is spoken here: what follows is not read, so this is the last request
+                messages[-1] = (message._replace(should_close=True), payload)
+        # The body of the last request has to be read on, also where nothing may follow it.
+        self._deaf = upgraded and not self._receives_body()
+        self._hand_over((messages, False, b""))
+
+    def _receives_body(self) -> bool:
+        return self._body is not None and not self._body.is_eof()
+
+    def _refuse(self, exc: HttpProcessingError) -> None:
+        """Take nothing more; the client is told by the reply to the request whose body it was, or by one of its own."""
+        self._deaf = True
+        if self._receives_body():
+            self._fail_body("it is not what its headers announce")
+            self._wind_up()
+        else:
+            self._hand_over(exc)
+
+    def _fail_body(self, why: str) -> None:
+        body = self._body
+        assert body is not None
+        if not self._answered_last:
+            body.set_exception(web.RequestPayloadError(why))
+        body.feed_eof()  # else aiohttp would wait for the rest
+
+    def _wind_up(self) -> None:
+        """Close after the request in progress if it is the last one."""
+        if self._deaf and not self._messages:
+            self._close = True
+
+    # --- how it ends ------------------------------------------------------------------------------------------------
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """The client sends nothing more: finish what it asked for, if that is complete."""
+        gentle = self._gentle
+        if gentle is None or gentle.closing:
+            return False
+        gentle.lingers = False
+        self._deaf = True
+        self._stop_timer()
+        idle = self._request_count == 0 or (self._waiter is not None and not self._waiter.done())
+        if idle and not self._messages:
+            if self._head_bytes:
+                self._end(MalformedRequestError("the request ends in the middle of its head; send all of it"))
+            else:
+                self.force_close()
+            return True
+        if self._receives_body():
+            self._fail_body("the client closed its end before the end of the body")
+        self._wind_up()
+        self.ask_for_client()
+        return True
+
+    def ask_if_closed(self) -> None:
+        """Look whether the client closed its end, without reading."""
+        if self._gentle is not None and not self._gentle.closing and closed_its_end(self._gentle):
+            self.ask_for_client()
+
+    def ask_for_client(self) -> None:
+        """The client closed its end: abort the connection if it turns out to be gone."""
+        if self._absence is None and self._gentle is not None:
+            self._absence = Absence(self._gentle, self._loop, self._progress)
+
+    def _progress(self) -> tuple[bool, int]:
+        request = self._current_request
+        if request is None:
+            return False, 0
+        return request.version >= HttpVersion11, request.writer.output_size
+
+    def pause_writing(self) -> None:
+        """Bound how long the client may take nothing."""
+        super().pause_writing()
+        if self._gentle is not None:
+            self._gentle.watch()
+
+    def resume_writing(self) -> None:
+        """Stop the watch."""
+        super().resume_writing()
+        if self._gentle is not None:
+            self._gentle.unwatch()
+
+    def idle_since(self) -> float | None:
+        """Return since when this connection has waited for the client, in the loop's seconds; None if it is busy."""
+        if self._head_timer is not None:
+            return self._head_timer.when() - self._head_timeout_s
+        if self._waiter is None or self._waiter.done() or self._messages:
+            return None
+        return self._next_keepalive_close_time - self._keepalive_timeout
+
+    def evict(self) -> None:
+        """Close this idle connection at once: another one needs its place."""
+        gentle = self._gentle
+        if gentle is not None:
+            gentle.lingers = False
+            if self._head_timer is not None:
+                self._end(OverloadedError("too many connections are open; try again later"))
+            else:
+                self.force_close()
+
+    def _end(self, error: FaasError) -> None:
+        """Answer *error* to a client that has no request in progress, and close."""
+        self._stop_timer()
+        transport = self.transport
+        if transport is not None and not transport.is_closing():
+            reply = problem_reply(error, "")
+            reply.own["Connection"] = "close"
+            transport.write(reply.encode(hdrs.METH_GET))
+            self.force_close()
 
     def _hand_over(self, parsed: Any) -> None:
         """Have aiohttp go on with what the parser said, or with the exception that it raised."""
@@ -146,8 +364,14 @@ class Connection(RequestHandler):
             self._keepalive_handle = self._loop.call_at(close_time, self._process_keepalive)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Stop the timer; end a request that waited for its task."""
+        """Stop the timers; end a request that waited for its task."""
         self._stop_timer()
+        if self._absence is not None:
+            self._absence.cancel()
+        gentle, self._gentle = self._gentle, None
+        if gentle is not None:
+            gentle.lost()
+            self._server.n_open -= 1
         super().connection_lost(exc)
         half = self.take_half()
         if half is not None:
@@ -163,10 +387,8 @@ class Connection(RequestHandler):
 
     def _too_late(self) -> None:
         self._head_timer = None
-        transport = self.transport
-        if transport is not None and self._current_request is None and not self._messages:
-            transport.write(_TOO_LATE)
-            transport.close()
+        if self._current_request is None and not self._messages:
+            self._end(RequestTimeoutError(f"no request came within {self._head_timeout_s:g} s; send it faster"))
 
     def handle_error(
         self,
@@ -179,13 +401,7 @@ class Connection(RequestHandler):
         event(_log, "request.refused", status=status, reason=type(exc).__name__, remote=request.remote or "")
         if request.writer.output_size > 0:
             raise ConnectionError("the response has begun: no second one can be sent")
-        error: FaasError
-        if status < 500:
-            said = (message or "it is malformed").split("\n", 1)[0]
-            error = MalformedRequestError(f"the request is not HTTP as it should be: {said}; check the client")
-        else:
-            error = InternalError("the host failed to serve this request; its log has the reason")
-        response = problem_response(error, "")
+        response = problem_response(_error_of(status, exc, message), "")
         response.force_close()
         return response
 
@@ -193,8 +409,21 @@ class Connection(RequestHandler):
 class Server(web.Server):
     """aiohttp's low-level server with our connections; lives as long as the worker."""
 
-    def __init__(self, serve: Serve, *, head_timeout_s: float, **options: Any) -> None:
-        """Args: *serve* answers each request; *options* are aiohttp's ``RequestHandler`` options."""
+    def __init__(
+        self,
+        serve: Serve,
+        *,
+        head_timeout_s: float,
+        body_pace: BodyPace | None = None,
+        patience: Patience | None = None,
+        keepalive_requests: int = 0,
+        max_connections: int = 1_000_000,
+        **options: Any,
+    ) -> None:
+        """
+        Args: *serve* answers each request; *keepalive_requests* of 0 is no limit; *options* are aiohttp's
+        ``RequestHandler`` options.
+        """
         super().__init__(self._answer, **options)
         self.serve = serve
         missing = missing_internals()
@@ -202,18 +431,90 @@ class Server(web.Server):
         if missing:
             event(_log, "lane.off", level=logging.WARNING, missing=",".join(missing))
         self._head_timeout_s = head_timeout_s
+        self.body_pace = body_pace or BodyPace()
+        self.patience = patience or Patience()
+        self.keepalive_requests = keepalive_requests or 1 << 62
+        self._max_connections = max_connections
+        self.n_open = 0
+        """Connections, with those that are being closed."""
+        self._look_again = 0.0
 
     def __call__(self) -> RequestHandler:
         """Return the protocol of a new connection."""
         return Connection(self, loop=self._loop, head_timeout_s=self._head_timeout_s, **self._kwargs)
 
+    def admit(self) -> bool:
+        """Count a new connection; return whether there is room for it, if need be in the place of an idle one."""
+        self.n_open += 1
+        return self.n_open <= self._max_connections or self._make_room()
+
+    def may_linger(self) -> bool:
+        """Whether a connection that is turned away may wait until its client has read why."""
+        return self.n_open <= self._max_connections + TURNED_AWAY
+
+    def _make_room(self) -> bool:
+        """Close the connections that were idle longest, some at once, as looking for them takes long."""
+        now = time.monotonic()
+        if now < self._look_again:
+            return False
+        idle = [
+            (since, number, connection)
+            for number, connection in enumerate(self.connections)
+            if isinstance(connection, Connection) and (since := connection.idle_since()) is not None
+        ]
+        event(_log, "connections.full", level=logging.WARNING, open=self.n_open, idle=len(idle))
+        if not idle:
+            self._look_again = now + LOOK_AGAIN_S
+            return False
+        idle.sort()
+        for _, _, connection in idle[: max(1, len(idle) // 20)]:
+            connection.evict()
+        return True
+
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         protocol = request.protocol
         assert isinstance(protocol, Connection)
+        protocol.awaits_body = False
+        protocol._wind_up()
         half = protocol.take_half()
         answer = await (self.serve(Lane(request, inside=False)) if half is None else half.go_on(request))
         assert isinstance(answer, web.StreamResponse)
+        if not protocol._messages:
+            protocol._answered_last = True
+            if not answer.prepared and answer.status >= 400 and protocol._receives_body():
+                # The rest of the body need not be sent: say so, and don't wait for it as aiohttp would.
+                answer.force_close()
+                protocol._lingering_time = 0
         return answer
+
+
+def connections_possible(max_connections: int) -> int:
+    """
+    Return how many connections this process may hold, *max_connections* or fewer.
+
+    Raises the limit on open files as far as that is needed and allowed, as servers do.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max_connections + SPARE_FILES
+    if soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft < wanted:
+        event(_log, "connections.fewer", level=logging.WARNING, wanted=max_connections, open_files=soft)
+    return max(1, min(max_connections, soft - SPARE_FILES))
+
+
+def awaits_body(request: Request) -> bool:
+    """Whether a request, or the reply to it, is late because its client does not send the body."""
+    protocol = request.protocol if isinstance(request, web.BaseRequest) else None
+    return isinstance(protocol, Connection) and protocol.awaits_body
+
+
+def ask_if_closed(request: Request) -> None:
+    """Find out whether the client is gone if it closed its end, which a connection that is not read does not see."""
+    protocol = request.protocol if isinstance(request, web.BaseRequest) else None
+    if isinstance(protocol, Connection):
+        protocol.ask_if_closed()
 
 
 def missing_internals() -> list[str]:
@@ -235,4 +536,45 @@ def _is_plain(message: RawRequestMessage) -> bool:
         and message.path.startswith("/")
         and hdrs.HOST in message.headers
         and hdrs.EXPECT not in message.headers
+        and hdrs.CONTENT_LENGTH not in message.headers
     )
+
+
+def _fault(message: RawRequestMessage, payload: StreamReader, n_bytes: int) -> FaasError | None:
+    """Return why a request that the parser took is refused, None if it is not; it came in *n_bytes* or fewer."""
+    if message.version not in (HttpVersion11, HttpVersion10):
+        return HttpVersionError("only HTTP/1.1 and HTTP/1.0 are spoken here; put a proxy in front for other versions")
+    if message.version == HttpVersion10 and hdrs.TRANSFER_ENCODING in message.headers:
+        return MalformedRequestError("HTTP/1.0 has no Transfer-Encoding; send a Content-Length")  # RFC 9112 6.1
+    if payload is EMPTY_PAYLOAD and message.headers.get(hdrs.CONTENT_LENGTH, "0").strip("0"):
+        return MalformedRequestError("the Content-Length is no number of bytes; send the right one")  # 2**64 - 1
+    if n_bytes > MAX_HEAD_BYTES:
+        size = len(message.path) + sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
+        if size > MAX_HEAD_BYTES:
+            return _too_large_head()
+    return None
+
+
+def _too_large_head() -> HeadTooLargeError:
+    return HeadTooLargeError(
+        f"the request's headers are over {MAX_FIELD_BYTES} bytes each, {MAX_HEADERS} in number or "
+        f"{MAX_HEAD_BYTES} bytes together; send fewer and shorter ones"
+    )
+
+
+def _error_of(status: int, exc: BaseException | None, message: str | None) -> FaasError:
+    """Map what aiohttp refuses to our own errors."""
+    if isinstance(exc, _Refused):
+        return exc.error
+    if isinstance(exc, LineTooLong):
+        if str(MAX_TARGET_BYTES) in str(exc.args[1:]):
+            return TargetTooLongError(
+                f"the request's target is over {MAX_TARGET_BYTES} bytes; send what is long as a body"
+            )
+        return _too_large_head()
+    if status >= 500:
+        return InternalError("the host failed to serve this request; its log has the reason")
+    said = (message or "it is malformed").split("\n", 1)[0]
+    if said.startswith("Too many headers"):
+        return _too_large_head()
+    return MalformedRequestError(f"the request is not HTTP as it should be: {said}; check the client")

@@ -16,6 +16,7 @@ from faas.errors import (
 )
 from faas.gateway.admission import Admission, Permits
 from faas.gateway.code import Code, CodeCache, code_key
+from faas.gateway.warm import WarmPool, WarmPools
 from faas.invocation import Deployment
 from faas.routes import Route, RouteTable, parse_route
 from faas.wasi.context import GuestExit, WasiContext
@@ -30,13 +31,14 @@ class Served:
     Lives as long as the live table or a request in flight refers to it.
     """
 
-    __slots__ = ("code_key", "deployment", "headers", "name", "permits", "version")
+    __slots__ = ("code_key", "deployment", "headers", "name", "permits", "version", "warm")
     permits: Permits  # from the moment it is served
 
     def __init__(self, deployment: Deployment) -> None:
         self.deployment = deployment
         self.name = deployment.function
         self.version = deployment.version
+        self.warm: WarmPool | None = None
         self.code_key = code_key(deployment)
         self.headers = {"X-Faas-Function": deployment.function, "X-Faas-Version": str(deployment.version)}
 
@@ -53,6 +55,7 @@ class LiveTable:
         runtime: Runtime,
         code: CodeCache,
         admission: Admission,
+        warm: WarmPools,
         *,
         n_workers: int,
         start_timeout_s: float,
@@ -64,6 +67,7 @@ class LiveTable:
         self._runtime = runtime
         self._code = code
         self._admission = admission
+        self._warm = warm
         self._n_workers = n_workers
         self._start_timeout_s = start_timeout_s
         self.generation = 0
@@ -92,8 +96,10 @@ class LiveTable:
             by_version[key] = known
         # What stays is not touched: with thousands of functions, one deploy must not hold up everybody's requests.
         fresh = [served for key, served in by_version.items() if self._by_version.get(key) is not served]
+        pools = {served.name: served.warm for served in self._by_version.values()}
         for served in fresh:
             served.permits = self._permits_of(served.deployment)
+            served.warm = self._warm.open(served.deployment, after=pools.get(served.name))
         for name in {name for name, _ in self._by_version} - {name for name, _ in by_version}:
             self._admission.forget(name)
         gone = _routes_of(served for key, served in self._by_version.items() if by_version.get(key) is not served)
@@ -101,6 +107,9 @@ class LiveTable:
             self._routes.remove(route, served)
         for route, served in _routes_of(fresh):
             self._routes.add(route, served)
+        for served in [served for key, served in self._by_version.items() if by_version.get(key) is not served]:
+            if served.warm is not None:
+                self._warm.retire(served.warm)
         self._prepared.clear()  # deploys come one at a time: whatever else was prepared has failed
         self._code.keep_only({served.code_key for served in by_version.values()})
         self.generation, self._by_version = generation, by_version
@@ -109,7 +118,7 @@ class LiveTable:
         limits = deployment.manifest.limits
         return self._admission.configure(
             deployment.function,
-            limit=math.ceil(limits.max_concurrency / self._n_workers),
+            limit=limits.max_concurrency,
             reserved=math.ceil(limits.reserved_concurrency / self._n_workers),
             weight=limits.weight,
             max_queue=None if limits.max_queue is None else math.ceil(limits.max_queue / self._n_workers),

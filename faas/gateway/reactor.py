@@ -10,13 +10,13 @@ import msgspec
 from msgspec import Meta
 
 from faas.errors import GuestExitError, MalformedResponseError, OutputLimitError
-from faas.gateway.call import MAX_LOG_LINE_BYTES, Call, RequestBody
+from faas.gateway.call import Call, RequestBody
 from faas.gateway.cgi import MAX_HEAD_BYTES, MAX_HEADERS
 from faas.gateway.code import Code
+from faas.gateway.instance import REUSED, WARM, Instance
 from faas.gateway.lane import Reply
 from faas.gateway.models import ModelGate
-from faas.wasi.context import GuestExit, WasiContext
-from faas.wasi.streams import EmptyInput, LineOutput
+from faas.wasi.context import GuestExit
 from faas.wasm.memory import MemoryFaultError
 from faas.wasm.runtime import Runtime
 
@@ -42,26 +42,23 @@ async def serve_reactor(call: Call, runtime: Runtime, code: Code, models: ModelG
     body = b""
     if call.with_body and request.body_exists:
         body = await RequestBody(await call.lane.leave(), limits.max_body_bytes).read_all()
-    log = LineOutput(call.log_line, limits.max_log_bytes, MAX_LOG_LINE_BYTES)
-    wasi = WasiContext(
-        args=[served.name.encode()],
-        env=lambda: [f"{key}={value}".encode() for key, value in served.deployment.manifest.env.items()],
-        stdin=EmptyInput(),
-        stdout=log,  # a reactor answers through its result; what it prints is for its log
-        stderr=log,
-        bundle=code.bundle,
-        tmp_bytes=limits.tmp_bytes,
-        clock=call.clock,
-    )
-    fiber = runtime.fiber(wasi, memory_limit_bytes=limits.memory_bytes, cpu_limit_s=limits.cpu_s)
+    pool = served.warm
+    ready = None if pool is None else pool.take(code) or await pool.join(call.lane.leave)
+    if ready is None:
+        instance = Instance(runtime, served.deployment, code, call.clock, call.log_line)
+        instance.n_requests = 1
+        log = instance.log
+    else:
+        instance = ready
+        call.warm = REUSED if instance.n_requests > 1 else WARM
+        log = instance.begin(call.log_line)
+    answered = False
+    fiber = instance.fiber
     fiber.before_wait = call.lane.leave
     fiber.nn = models.context(call, timeout_s=limits.timeout_s, stdout=log)
     try:
-        await fiber.instantiate(code.template)
-        if code.template.has_initialize is None:
-            code.template.has_initialize = fiber.has_export(b"_initialize")
-        if code.template.has_initialize:
-            await fiber.call(b"_initialize")
+        if ready is None:
+            await instance.start()
         call.started = time.perf_counter()
         message = encode_request(call, body, deadline)
         memory = fiber.own_memory()
@@ -83,7 +80,9 @@ async def serve_reactor(call: Call, runtime: Runtime, code: Code, models: ModelG
                 "the guest named a buffer outside its memory; faas_alloc returns a pointer to that many free bytes, "
                 "faas_handle (pointer << 32) | length of its answer"
             ) from exc
-        return decode_response(call, answer)
+        reply = decode_response(call, answer)
+        answered = True
+        return reply
     except GuestExit as exc:
         raise GuestExitError(
             f"the guest exited with code {exc.code} instead of answering; a reactor returns from faas_handle",
@@ -91,8 +90,11 @@ async def serve_reactor(call: Call, runtime: Runtime, code: Code, models: ModelG
         ) from exc
     finally:
         call.cpu_ns += fiber.cpu_ns
-        fiber.close()
         log.close()
+        if pool is None:
+            instance.close()
+        else:
+            pool.give_back(instance, answered=answered)
 
 
 def encode_request(call: Call, body: bytes, deadline: float) -> bytes:

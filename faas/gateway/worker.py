@@ -27,16 +27,20 @@ from faas.config import HostConfig
 from faas.errors import FaasError, InternalError, PeerGoneError
 from faas.gateway.admission import Admission
 from faas.gateway.app import Gateway
+from faas.gateway.call import BodyPace
 from faas.gateway.code import CodeCache
-from faas.gateway.http import Server
+from faas.gateway.ending import Patience
+from faas.gateway.http import Server, connections_possible
 from faas.gateway.journal import Journal
 from faas.gateway.live import LiveTable
 from faas.gateway.metering import Meter
 from faas.gateway.models import KnownModels, ModelGate
 from faas.gateway.openai.api import OpenAiApi
 from faas.gateway.openai.keys import KeyRing
+from faas.gateway.warm import WarmPools
 from faas.invocation import Deployment
 from faas.log import configure, event
+from faas.machine import memory_bytes
 from faas.nn.client import ModelClient
 from faas.wasm.runtime import Runtime
 from faas.wire.framing import Channel
@@ -54,6 +58,7 @@ from faas.wire.messages import (
     Prepare,
     Prepared,
     Ready,
+    Shares,
     Spent,
     Table,
 )
@@ -62,8 +67,8 @@ _log = logging.getLogger("faas.gateway.worker")  # __name__ is __main__ here, an
 BACKLOG = 4096
 CUT_OFF_S = 0.5
 """How long requests that outlast the drain budget have between being cancelled and the end."""
-SPARE_SLOTS = 2
-"""Pool slots beyond the guest threads' that admission leaves free: a cancelled guest's slot comes back a slice late."""
+WARM_MEMORY_SHARE = 8
+"""The memories of instances that wait for requests may take this part (1/N) of the machine's, over all workers."""
 
 
 class WorkerSettings(msgspec.Struct, frozen=True):
@@ -100,20 +105,33 @@ class Worker:
             self._repair,
             budget_bytes=config.code_budget_bytes,
         )
-        guest_threads = config.guest_threads or os.cpu_count() or 1
         self.admission = Admission(
-            max(1, config.pool.slots - guest_threads - SPARE_SLOTS),
+            config.admission_slots,
             max_queue=config.max_queue,
             queue_timeout_s=config.queue_timeout_s,
+            worker=settings.worker,
+            n_workers=config.n_workers,
+        )
+        clock = SystemClock()
+        self.warm = WarmPools(
+            self.runtime,
+            self.code,
+            self.admission,
+            clock,
+            n_workers=config.n_workers,
+            at_once=max(1, config.n_guest_threads // 2),
+            budget_bytes=memory_bytes() // WARM_MEMORY_SHARE // config.n_workers,
+            prepare_timeout_s=config.precompile.start_timeout_s,
+            on_line=lambda name, version, line: self.journal.line(name, version, "", line.decode("utf-8", "replace")),
         )
         self.table = LiveTable(
             self.runtime,
             self.code,
             self.admission,
+            self.warm,
             n_workers=config.n_workers,
             start_timeout_s=config.precompile.start_timeout_s,
         )
-        clock = SystemClock()
         self.model_client = ModelClient(
             settings.models_socket, settings.models_token, f"worker-{settings.worker}", clock=clock
         )
@@ -122,7 +140,7 @@ class Worker:
         self.known_models = KnownModels(self.model_client)
         self.openai = OpenAiApi(self.known_models, self.meter, self.keys, clock)
         self.openai.missing = settings.models_missing
-        self.journal = Journal(self._gauges, self.meter.stats)
+        self.journal = Journal(self._gauges, self._function_counters)
         self.gateway = Gateway(
             self.runtime,
             self.table,
@@ -132,6 +150,7 @@ class Worker:
             openai=self.openai,
             clock=clock,
             server_port=settings.public_port,
+            warm=self.warm,
         )
 
     def _gauges(self) -> dict[str, float]:
@@ -143,8 +162,16 @@ class Worker:
             "code_loads": self.code.n_loads,
             "code_evictions": self.code.n_evictions,
             "instances": self.runtime.alive,
+            "warm_instances": self.warm.n_held,
+            "warm_bytes": self.warm.n_bytes,
             "openai_active": self.openai.active,
         }
+
+    def _function_counters(self) -> dict[str, dict[str, float]]:
+        counters = {name: dict(counted) for name, counted in self.meter.stats().items()}
+        for name, counted in self.warm.stats().items():
+            counters.setdefault(name, {}).update(counted)
+        return counters
 
     def _offer(self, models: tuple[str, ...]) -> None:
         """Keep a connection to the model server from the first model on; without one there is no server to reach."""
@@ -194,6 +221,8 @@ class Worker:
                 await self._channel.send(Activated(message.generation))
             elif isinstance(message, Spent):
                 self.meter.spent_elsewhere(message)
+            elif isinstance(message, Shares):
+                self.admission.lent(message.names)
             elif isinstance(message, Keys):
                 self.keys.replace(message.keys)
             elif isinstance(message, Models):
@@ -217,6 +246,7 @@ class Worker:
         if not isinstance(first, Table):
             raise InternalError(f"control began with {type(first).__name__}, not with a table")
         self.table.replace(first.generation, first.deployments)
+        self.admission.begin_with(first.shares)
         spent = await self._channel.receive()
         if not isinstance(spent, Spent):
             raise InternalError(f"control went on with {type(spent).__name__}, not with what is spent")
@@ -226,6 +256,10 @@ class Worker:
         server = Server(
             self.gateway.serve,
             head_timeout_s=config.header_timeout_s,
+            body_pace=BodyPace(config.body_timeout_s, config.body_min_bytes_per_s),
+            patience=Patience(send_timeout_s=config.send_timeout_s),
+            keepalive_requests=config.keepalive_requests,
+            max_connections=connections_possible(config.max_connections),
             handler_cancellation=True,
             auto_decompress=False,  # a guest gets the body that was sent, as CONTENT_LENGTH counts it
             access_log=None,
@@ -239,6 +273,7 @@ class Worker:
         sender = asyncio.create_task(self.journal.run(self._channel.send))
         watcher = asyncio.create_task(self.gateway.watch_clients())
         reporter = asyncio.create_task(self.meter.report(self._channel.send))
+        lender = asyncio.create_task(self.admission.exchange(self._channel.send))
         await self._channel.send(Ready(first.generation))
         event(_log, "worker.ready", worker=settings.worker, pid=os.getpid(), port=settings.public_port)
 
@@ -253,6 +288,7 @@ class Worker:
                 event(_log, "control.lost", worker=settings.worker, reason=failure)
 
         self.gateway.draining = True
+        self.warm.close()
         await site.stop()
         server.pre_shutdown()
         try:
@@ -270,9 +306,9 @@ class Worker:
             )
         await runner.cleanup()
         await self.model_client.aclose()
-        for task in (stop, sender, watcher, reporter, *self._tasks):
+        for task in (stop, sender, watcher, reporter, lender, *self._tasks):
             task.cancel()
-        await asyncio.gather(stop, sender, watcher, reporter, *self._tasks, return_exceptions=True)
+        await asyncio.gather(stop, sender, watcher, reporter, lender, *self._tasks, return_exceptions=True)
         try:
             await self.journal.flush(self._channel.send)
             await self._channel.send(self.journal.stats())

@@ -55,6 +55,8 @@ class Generation:
         self.n_generated = 0
         self.limit = 0
         self.holding: Holding | None = None
+        self.waits_for: tuple[Generation, int] | None = None
+        """While it waits: whose cells it will share, and how many of them must still be missing for it to wait."""
         self.sampler: SamplerHandle | None = None
         self.stops = StopWatch(request.stop, hide=request.hide_stop)
         self.credit = request.credit

@@ -186,7 +186,7 @@ def digest_of(path: Path, remembered: Path | None = None, *, on_read: Callable[[
     Return the SHA-256 of the file *path*, in hex.
 
     Args: *remembered* is a file this function keeps digests in, by path, size and time of change. *on_read* hears how
-    many bytes are done, now and then; not at all for a digest that is remembered.
+    many bytes are done, every few megabytes; not at all for a digest that is remembered. What it raises ends the work.
     Raises: ModelFileError.
     """
     try:

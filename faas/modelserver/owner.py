@@ -269,7 +269,7 @@ class Owner:
         models = {}
         for name, shelf in self._residency.shelves.items():
             gauges = shelf.scheduler.gauges() if shelf.scheduler is not None else {}
-            absent = {"active": 0.0, "waiting": 0.0, "cells_used": 0.0, "resident_bytes": 0.0}
+            absent = dict.fromkeys(("active", "waiting", "cells_used", "saved_bytes", "resident_bytes"), 0.0)
             models[name] = {**shelf.counters.totals, **absent, **gauges}
             models[name]["waiting"] += len(shelf.pending)
         functions = {name: dict(row) for name, row in self._residency.functions.by_function.items()}

@@ -6,7 +6,8 @@ are wanted: then the one that was used least recently goes first.
 
 Attention sums up in the order of cells, so a generation rounds as it does alone only if its cells lie in the order of
 its tokens. Cells are filled from the bottom up, and that order holds as long as no cell is freed below one that is in
-use. Room is therefore made in quiet moments, by ``tidy``, which frees from the top; ``coldest`` is for want of those.
+use. Room is therefore made in quiet moments, by ``tidy``, which frees from the top, and where there are none by moving
+all that is live to the bottom, which ``restack`` notes; ``coldest`` is for want of both.
 """
 
 from __future__ import annotations
@@ -96,11 +97,7 @@ class PrefixCache:
         """Return who (*but* one) holds the longest beginning of *tokens*, and its length."""
         best, best_n = None, 0
         for holding in self._holdings.values():
-            limit = min(len(tokens), len(holding.tokens))
-            if limit <= best_n or holding is but:
-                continue
-            n = common_length(tokens, holding.tokens)
-            if n > best_n:
+            if holding is not but and (n := longer_beginning(tokens, holding.tokens, best_n)) > best_n:
                 best, best_n = holding, n
         return best, best_n
 
@@ -165,9 +162,11 @@ class PrefixCache:
         """
         Forget the newest, so that at most *keep* cells and half of the sequences are left, without holes below them.
 
-        None may be live. What nobody has shared since the last time is kept only below something that was. Return those
-        that are forgotten.
+        None may be live. What nobody has shared since the last time is kept only below something that was; where
+        nothing has happened since then, all stays. Return those that are forgotten.
         """
+        if self._clock == self._tidied_at and not self._has_holes:
+            return []
         in_order = sorted(self._holdings.values(), key=lambda holding: holding.began_at)
         n_kept = top = filled = 0
         is_wanted = False
@@ -187,9 +186,29 @@ class PrefixCache:
         self._filled, self._has_holes, self._tidied_at = filled, False, self._clock
         return gone
 
+    @property
+    def idle(self) -> list[Holding]:
+        """Those that no generation uses."""
+        return [holding for holding in self._holdings.values() if not holding.live]
+
+    def restack(self) -> list[Holding]:
+        """
+        Note that the live ones are moved to the bottom, one upon the other, sharing nothing; return them in that order.
+
+        None may be idle.
+        """
+        in_order = sorted(self._holdings.values(), key=lambda holding: holding.began_at)
+        self._filled, self._has_holes = 0, False
+        for holding in in_order:
+            holding.origin, holding.n_shared = None, 0
+            holding.began_at = self._filled
+            self._filled += len(holding.tokens)
+            holding.ended_at = self._filled
+        return in_order
+
     def coldest(self, *, sparing: Holding | None = None) -> Holding | None:
         """Return the idle holding that was used least recently, *sparing* one that is about to be shared."""
-        idle = [holding for holding in self._holdings.values() if not holding.live and holding is not sparing]
+        idle = (holding for holding in self.idle if holding is not sparing)
         return min(idle, key=lambda holding: holding.used_at, default=None)
 
     def forget(self, holding: Holding) -> None:
@@ -217,7 +236,7 @@ class SavedPrefixes:
 
     def __init__(self, max_bytes: int) -> None:
         self.n_bytes = 0
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._saved: dict[bytes, tuple[array[int], memoryview]] = {}  # by the tokens; the oldest first
 
     def __len__(self) -> int:
@@ -227,7 +246,7 @@ class SavedPrefixes:
         """Return what holds the longest beginning of *tokens*, all its tokens, and how many of them fit."""
         best_key, best_n = b"", 0
         for key, (held, _) in self._saved.items():
-            if min(len(held), len(tokens)) > best_n and (n := common_length(tokens, held)) > best_n:
+            if (n := longer_beginning(tokens, held, best_n)) > best_n:
                 best_key, best_n = key, n
         if not best_n:
             return None, array(TOKEN_TYPE), 0
@@ -236,23 +255,36 @@ class SavedPrefixes:
 
     def adds(self, tokens: array[int], n_held: int) -> bool:
         """Tell whether *tokens*, of which *n_held* can be had without, are worth saving."""
-        n_known = max(n_held, max((common_length(tokens, held) for held, _ in self._saved.values()), default=0))
-        return self._max_bytes > 0 and len(tokens) - n_known >= max(MIN_TOKENS_WORTH_KEEPING, len(tokens) // 4)
+        n_known = n_held
+        for held, _ in self._saved.values():
+            n_known = longer_beginning(tokens, held, n_known)
+        return self.max_bytes > 0 and len(tokens) - n_known >= max(MIN_TOKENS_WORTH_KEEPING, len(tokens) // 4)
 
-    def put(self, tokens: array[int], state: memoryview) -> None:
-        """Keep *state*, in the place of what it repeats."""
-        if not 0 < len(state) <= self._max_bytes:
-            return
+    def make_room(self, tokens: array[int], n_bytes: int) -> None:
+        """Drop what *tokens* repeat, and as many as must go for *n_bytes*: before a copy is made, so that it fits."""
         key = tokens.tobytes()
         for repeated in [other for other in self._saved if key.startswith(other)]:
             self._drop(repeated)
-        self._saved[key] = (array(TOKEN_TYPE, tokens), state)
-        self.n_bytes += len(state)
-        while self.n_bytes > self._max_bytes:
+        while self._saved and self.n_bytes + n_bytes > self.max_bytes:
             self._drop(next(iter(self._saved)))
+
+    def put(self, tokens: array[int], state: memoryview) -> None:
+        """Keep *state*, in the place of what it repeats; one over the maximum is not kept."""
+        if not 0 < len(state) <= self.max_bytes:
+            return
+        self.make_room(tokens, len(state))
+        self._saved[tokens.tobytes()] = (array(TOKEN_TYPE, tokens), state)
+        self.n_bytes += len(state)
 
     def _drop(self, key: bytes) -> None:
         self.n_bytes -= len(self._saved.pop(key)[1])
+
+
+def longer_beginning(tokens: array[int], held: array[int], n: int) -> int:
+    """Return how many first tokens are the same if those are more than *n*, else *n*; most are told by one look."""
+    if min(len(tokens), len(held)) <= n or tokens[n] != held[n]:
+        return n
+    return max(n, common_length(tokens, held))
 
 
 def common_length(one: array[int], other: array[int]) -> int:

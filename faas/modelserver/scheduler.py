@@ -18,6 +18,7 @@ from faas.clock import Clock
 from faas.errors import (
     FaasError,
     GenerationFailedError,
+    InternalError,
     OptionsInvalidError,
     PromptInvalidError,
     PromptTooLongError,
@@ -32,7 +33,7 @@ from faas.modelserver.prefix import (
     Holding,
     PrefixCache,
     SavedPrefixes,
-    common_length,
+    longer_beginning,
 )
 from faas.modelserver.sampling import MAX_PROBS, check_sampling
 from faas.modelserver.stops import Token
@@ -44,7 +45,8 @@ Emit = Callable[[Hashable, Piece | Final], None]
 CROWDED_PART, CROWDED_CELLS, KEPT_PART = 0.125, 512, 0.5
 """
 With so much of the cells filled (the smaller one), a quiet moment is used to free them; at most the kept part stays, if
-it is shared. Every idle cell costs each row of each step about 0.3 µs with the demo model.
+it is shared. With so many idle ones beside running generations, and more than theirs, those of the latter are moved.
+Every idle cell costs each row of each step about 0.3 µs with the demo model.
 """
 
 _log = logging.getLogger(__name__)
@@ -185,7 +187,9 @@ class Scheduler:
         if self._fill() and self._decode():
             self._sample()
         self._embed()
-        if not self._running:
+        if self._running:
+            self._compact()
+        else:
             self._tidy()
 
     def _admit(self) -> None:
@@ -352,16 +356,35 @@ class Scheduler:
                 g.arrived_at,
             ),
         )
-        prompts = [g for g in self._running if self._can_share and g.phase is Phase.PREFILL and self._is_ready(g)]
+        prompts = [g for g in self._running if self._can_share and self._is_computing(g)]
         return next((g for g in in_turn if not self._comes_cheaper_soon(g, prompts)), None)
 
     def _comes_cheaper_soon(self, generation: Generation, prompts: list[Generation]) -> bool:
-        """Tell whether one of *prompts*, being computed right now, will leave cells that *generation* can share."""
+        """
+        Tell whether one of *prompts*, being computed right now, will leave cells that *generation* can share.
+
+        A yes holds until that one has computed them or stops, so hundreds that wait cost a step next to nothing.
+        """
         if not prompts:
             return False
-        held = self._cache.match(generation.context)[1]
-        worth_it = held + MIN_TOKENS_WORTH_KEEPING
-        return any(common_length(generation.context, other.context) >= worth_it for other in prompts)
+        if generation.waits_for is not None:
+            other, n_worth_it = generation.waits_for
+            if other.n_past <= n_worth_it and self._is_computing(other):
+                return True
+            generation.waits_for = None
+        n_common, other = 0, prompts[0]
+        for prompt in prompts:
+            n = longer_beginning(generation.context, prompt.context, n_common)
+            if n > n_common:
+                n_common, other = n, prompt
+        n_worth_it = n_common - MIN_TOKENS_WORTH_KEEPING
+        if n_worth_it < 0 or self._cache.match(generation.context)[1] > n_worth_it:
+            return False
+        generation.waits_for = (other, n_worth_it)
+        return True
+
+    def _is_computing(self, generation: Generation) -> bool:
+        return generation.phase is Phase.PREFILL and self._is_ready(generation)
 
     def _enter(self, function: str) -> None:
         """Let a function that had nothing to do begin where the others are: being quiet saves up no lead."""
@@ -397,6 +420,7 @@ class Scheduler:
             self._model.share(source.sequence, holding.sequence, n_shared)
             self._cache.adopt(holding, source, n_shared)
         generation.holding = holding
+        generation.waits_for = None
         generation.n_past = n_shared
         generation.phase = Phase.PREFILL
         if not generation.admitted_at:
@@ -502,18 +526,67 @@ class Scheduler:
     def _tidy(self) -> None:
         """With nobody running: free most cells, so that the next ones find theirs in order and pass over few."""
         filled, n_free = self._cache.filled, self._cache.n_free
-        if filled <= min(CROWDED_CELLS, CROWDED_PART * self._model.n_cells) and n_free >= self._n_slots:
+        if filled <= self._crowded_cells and n_free >= self._n_slots:
             return
         gone = self._cache.tidy(KEPT_PART * self._model.n_cells)
         self._save(gone)
         for holding in gone:
             self._evict(holding.sequence)
 
+    def _compact(self) -> None:
+        """
+        With somebody always running: once most cells are idle, take all out, and put back those in use.
+
+        They come back in the order of their tokens, a stretch for each generation from the bottom up, so that it goes
+        on in that order. The copy, which lives for this moment, is no larger than the memory for saved prefixes may be.
+        """
+        cache, model = self._cache, self._model
+        n_live = sum(len(g.holding.tokens) for g in self._running if g.holding is not None)
+        if not self._can_share or cache.filled - n_live <= max(self._crowded_cells, n_live):
+            return
+        moving = {g.holding.sequence: g for g in self._running if g.holding is not None and g.holding.tokens}
+        sizes = [model.saved_size(sequence) for sequence in moving]
+        if not all(sizes) or sum(sizes) > self._saved.max_bytes:
+            return
+        gone = cache.idle
+        self._save(gone)
+        for holding in gone:
+            cache.forget(holding)
+            self._evict(holding.sequence)
+        states = {sequence: model.save(sequence) for sequence in moving}
+        for sequence in moving:
+            self._evict(sequence)
+        for holding in cache.restack():
+            state = states.get(holding.sequence)
+            if state is not None and not model.restore(holding.sequence, state):
+                raise InternalError("the model library refused cells that it had before")
+        event(_log, "cells.compacted", level=logging.DEBUG, n_live=n_live, n_idle=len(gone))
+
+    @property
+    def _crowded_cells(self) -> float:
+        return min(CROWDED_CELLS, CROWDED_PART * self._model.n_cells)
+
     def _save(self, holdings: list[Holding]) -> None:
-        """Copy what is worth it to ordinary memory, the longest first; the cells must still be there."""
+        """
+        Copy what is worth it to ordinary memory; the cells must still be there.
+
+        The longest are chosen, as many as fit together, and put last, so that they stay longest.
+        """
+        chosen: list[tuple[Holding, int]] = []
+        room = self._saved.max_bytes
         for holding in sorted(holdings, key=lambda h: len(h.tokens), reverse=True):
-            if self._saved.adds(holding.tokens, self._cache.match(holding.tokens, but=holding)[1]):
-                self._saved.put(holding.tokens, self._model.save(holding.sequence))
+            n_held = self._cache.match(holding.tokens, but=holding)[1]
+            for other, _ in chosen:
+                n_held = longer_beginning(holding.tokens, other.tokens, n_held)
+            if not self._saved.adds(holding.tokens, n_held):
+                continue
+            n_bytes = self._model.saved_size(holding.sequence)
+            if 0 < n_bytes <= room:
+                chosen.append((holding, n_bytes))
+                room -= n_bytes
+        for holding, n_bytes in reversed(chosen):
+            self._saved.make_room(holding.tokens, n_bytes)
+            self._saved.put(holding.tokens, self._model.save(holding.sequence))
 
     def _make_room(self) -> None:
         """Free cells: half of them, as far as idle sequences go, else the youngest generation starts again later."""

@@ -205,6 +205,10 @@ class FakeModel:
         """Give cells back."""
         self._sequences[sequence] = self._sequences.get(sequence, [])[:n_tokens]
 
+    def saved_size(self, sequence: int) -> int:
+        """Return four bytes a token."""
+        return array("i").itemsize * len(self._sequences.get(sequence, []))
+
     def save(self, sequence: int) -> memoryview:
         """Return the tokens."""
         return memoryview(array("i", [token for token, _ in self._sequences.get(sequence, [])]).tobytes())

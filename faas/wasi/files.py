@@ -23,6 +23,7 @@ MAX_FILE_OFFSET: Final = 2**63 - 1
 
 # What an empty inode and a name cost the host in Python objects, rounded up; counted against the cap of /tmp.
 INODE_COST: Final = 1024
+PAGE_BYTES: Final = 64 * 1024
 ENTRY_COST: Final = 256
 
 _TMP_NAME: Final = b"tmp"
@@ -212,24 +213,32 @@ class _TmpNode:
 
 
 class TmpFile(_TmpNode):
-    """A regular file in memory."""
+    """A regular file in memory, as pages: a call takes time for the bytes that it moves, never for a whole file."""
 
-    __slots__ = ("_content",)
+    __slots__ = ("_pages", "_size")
 
     filetype = FileType.REGULAR_FILE
 
     def __init__(self, volume: TmpVolume) -> None:
         super().__init__(volume)
-        self._content = bytearray()
+        self._pages: dict[int, bytearray] = {}  # without what was never written: those are zeros
+        self._size = 0
 
     @property
     def size(self) -> int:
         """Length in bytes."""
-        return len(self._content)
+        return self._size
 
     def read_at(self, offset: int, n: int) -> bytes:
         """Return at most *n* bytes at *offset*."""
-        return bytes(memoryview(self._content)[offset : offset + n])
+        end = min(offset + n, self._size)
+        parts = []
+        while offset < end:
+            index, start = divmod(offset, PAGE_BYTES)
+            length = min(PAGE_BYTES - start, end - offset)
+            parts.append(bytes(self._pages.get(index, b"")[start : start + length]).ljust(length, b"\0"))
+            offset += length
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def write_at(self, offset: int, data: bytes) -> int:
         """
@@ -241,8 +250,7 @@ class TmpFile(_TmpNode):
             return 0
         if offset + len(data) > MAX_FILE_OFFSET:
             raise ErrnoError(Errno.FBIG)
-        content = self._content
-        growth = offset + len(data) - len(content)
+        growth = offset + len(data) - self._size
         if growth > 0:
             lacking = growth - (self.volume.capacity - self.volume.used)
             if lacking >= len(data):
@@ -252,9 +260,18 @@ class TmpFile(_TmpNode):
                 growth -= lacking
             if growth > 0:
                 self.volume.take(growth)
-            if offset > len(content):
-                content.extend(bytes(offset - len(content)))
-        content[offset : offset + len(data)] = data
+                self._size += growth
+        done = 0
+        while done < len(data):
+            index, start = divmod(offset + done, PAGE_BYTES)
+            piece = data[done : done + PAGE_BYTES - start]
+            page = self._pages.get(index)
+            if page is None:
+                page = self._pages[index] = bytearray()
+            if len(page) < start:
+                page.extend(bytes(start - len(page)))
+            page[start : start + len(piece)] = piece
+            done += len(piece)
         self.touch()
         return len(data)
 
@@ -262,13 +279,17 @@ class TmpFile(_TmpNode):
         """Cut the file, or extend it with zeros."""
         if size > MAX_FILE_OFFSET:
             raise ErrnoError(Errno.FBIG)
-        growth = size - len(self._content)
+        growth = size - self._size
         if growth > 0:
             self.volume.take(growth)
-            self._content.extend(bytes(growth))
         elif growth < 0:
-            del self._content[size:]
+            last, length = divmod(size, PAGE_BYTES)
+            for index in [index for index in self._pages if index > last]:
+                del self._pages[index]
+            if last in self._pages:
+                del self._pages[last][length:]
             self.volume.give(-growth)
+        self._size = size
         self.touch()
 
 

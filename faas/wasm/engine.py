@@ -20,7 +20,7 @@ KIB = 1024
 MIB = 1024 * KIB
 
 # Bump when a setting below changes in a way that the fingerprint's own fields don't show.
-_PROFILE_REVISION = 2
+_PROFILE_REVISION = 3
 GROW_FAILED_EXPORT = b"faas:grow-failed"
 """The global that a compiled module sets when it was refused memory (``precompile/growth.py`` adds it)."""
 _CPUINFO = Path("/proc/cpuinfo")
@@ -148,6 +148,8 @@ def _new_config(profile: EngineProfile) -> Config:
     ffi.wasmtime_config_cranelift_nan_canonicalization_set(raw, profile.nan_canonicalization)
     ffi.wasmtime_config_memory_reservation_set(raw, profile.memory_reservation_bytes)
     ffi.wasmtime_config_memory_guard_size_set(raw, profile.memory_guard_bytes)
+    # Tables for foreign unwinders, a twelfth of the code: wasmtime itself walks guests by their frame pointers.
+    ffi.wasmtime_config_native_unwind_info_set(raw, False)
     # A memory that never moves lets the host read its base pointer once per instance.
     ffi.wasmtime_config_memory_may_move_set(raw, False)
     ffi.wasmtime_config_memory_init_cow_set(raw, profile.memory_init_cow)

@@ -14,17 +14,24 @@ starts again, begins where the others are. Each later one goes to every worker b
 ``Models`` and ``Keys`` have no answer of their own: they come right after the first ``Spent``, and after a change they
 come before a ``Table`` with a new generation (the deployments may be the same), whose ``Activated`` says that the
 worker goes by them too. What they held when the worker was started is in its settings already.
+
+``Shares`` flows both ways too. A function's limit of concurrency is the host's, and each worker begins with
+``first_share`` of it. Up: permits that are wanted, and permits that are given back; down: permits that are granted,
+and how many other workers want. A worker gives up a permit before it says so, and takes one after it is told, so the
+workers never have more than there are. A worker that starts later is told in its first ``Table`` what it begins with
+where that is something else.
 """
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import msgspec
 
 from faas.invocation import Deployment
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
@@ -38,10 +45,15 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
 
 
 class Table(msgspec.Struct, frozen=True, tag="table"):
-    """Control → worker: serve exactly these deployments; ``generation`` only ever grows."""
+    """
+    Control → worker: serve exactly these deployments; ``generation`` only ever grows.
+
+    ``shares``, only in a worker's first one: what it may run of functions whose permits were lent before.
+    """
 
     generation: int
     deployments: tuple[Deployment, ...]
+    shares: dict[str, int] = {}
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
@@ -124,6 +136,31 @@ class Spent(msgspec.Struct, frozen=True, tag="spent"):
     names: dict[str, Spending]
 
 
+def first_share(limit: int, function: str, worker: int, n_workers: int) -> int:
+    """Return how many of *limit* permits *worker* begins with; over all workers these add up to *limit*."""
+    least, remainder = divmod(limit, n_workers)
+    # What can't be divided begins at different workers for different functions.
+    return least + ((worker + zlib.crc32(function.encode())) % n_workers < remainder)
+
+
+class Share(msgspec.Struct, frozen=True):
+    """
+    Permits of one function on their way, and how many more are wanted: here (up), or by all other workers (down).
+
+    ``limit`` is the function's on the whole host as the sender knows it: what is about another one is void.
+    """
+
+    limit: int
+    n_given: int
+    n_wanted: int
+
+
+class Shares(msgspec.Struct, frozen=True, tag="shares"):
+    """Both ways: permits given back or granted, and permits wanted, by function; only those where that changed."""
+
+    names: dict[str, Share]
+
+
 class ApiKey(msgspec.Struct, frozen=True):
     """One key for the OpenAI-compatible endpoints: SHA-256 (hex) of its text, and its quota; 0 means no limit."""
 
@@ -155,5 +192,5 @@ class Drain(msgspec.Struct, frozen=True, tag="drain"):
     timeout_s: float
 
 
-FromWorker = Hello | Ready | Activated | Prepared | ArtifactNeeded | Lines | Stats | Spent
-FromControl = Table | Prepare | ArtifactReady | Models | Keys | Spent | Drain
+FromWorker = Hello | Ready | Activated | Prepared | ArtifactNeeded | Lines | Stats | Spent | Shares
+FromControl = Table | Prepare | ArtifactReady | Models | Keys | Spent | Shares | Drain

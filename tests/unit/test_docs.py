@@ -9,12 +9,12 @@ import pytest
 
 from faas.config import config_keys
 from faas.errors import leaves
-from faas.manifest import Capabilities, Limits, Manifest
+from faas.manifest import Capabilities, Limits, Manifest, Warm
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 MANIFEST_KEYS = [
-    field.encode_name for struct in (Manifest, Limits, Capabilities) for field in msgspec.structs.fields(struct)
+    field.encode_name for struct in (Manifest, Limits, Warm, Capabilities) for field in msgspec.structs.fields(struct)
 ]
 
 
@@ -30,7 +30,7 @@ def test_every_setting_is_documented(key: str) -> None:
 @pytest.mark.parametrize("key", MANIFEST_KEYS)
 def test_every_manifest_key_is_documented(key: str) -> None:
     page = (DOCS / "manifest.md").read_text()
-    assert f"`{key}`" in page or f"`limits.{key}`" in page or f"`capabilities.{key}`" in page
+    assert any(f"`{table}{key}`" in page for table in ("", "limits.", "warm.", "capabilities."))
 
 
 @pytest.mark.parametrize("code", [leaf.code for leaf in leaves()])

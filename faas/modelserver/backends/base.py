@@ -133,6 +133,9 @@ class LoadedModel(Protocol):
     def trim(self, sequence: int, n_tokens: int) -> None:
         """Keep the first *n_tokens* of *sequence*; cells that no sequence has any more are free."""
 
+    def saved_size(self, sequence: int) -> int:
+        """Return how many bytes ``save`` would copy; 0 if that can't be had."""
+
     def save(self, sequence: int) -> memoryview:
         """Return a copy of the cells of *sequence*; empty if that can't be had."""
 

@@ -505,10 +505,13 @@ class LlamaModel:
         if not self._low.llama_memory_seq_rm(self._memory, sequence, n_tokens, -1):
             self._low.llama_memory_seq_rm(self._memory, sequence, -1, -1)
 
+    def saved_size(self, sequence: int) -> int:
+        """Return the size of a copy of the cells, in bytes."""
+        return int(self._low.llama_state_seq_get_size(self._context, sequence))
+
     def save(self, sequence: int) -> memoryview:
         """Return a copy of the cells."""
-        low = self._low
-        size = int(low.llama_state_seq_get_size(self._context, sequence))
+        low, size = self._low, self.saved_size(sequence)
         saved = self._np.empty(size, self._np.uint8)
         at = saved.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         n = int(low.llama_state_seq_get_data(self._context, at, size, sequence)) if size else 0

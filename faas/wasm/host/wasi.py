@@ -27,7 +27,8 @@ from faas.wasm.memory import GuestMemory, MemoryFaultError
 
 MAX_IOVECS: Final = 1024
 MAX_IO_BYTES: Final = 1 << 20  # one call moves at most this much; guests go on with the rest
-MAX_SUBSCRIPTIONS: Final = 4096
+MAX_SUBSCRIPTIONS: Final = 1024  # four for each descriptor that may be open; some 2 ms
+MAX_LISTING_BYTES: Final = 128 * 1024  # some 3 ms; a listing can't be cut, as less than a full buffer means its end
 MAX_RANDOM_BYTES: Final = 1 << 20  # some 2 ms of the loop's time; the call can't answer less than it was asked
 
 _RANDOM_CHUNK_BYTES: Final = 65536
@@ -402,9 +403,12 @@ def fd_readdir(guest: WasiGuest, fd: int, buffer_ptr: int, buffer_len: int, cook
     """
     Store directory entries from *cookie* on until the buffer is full, and how much of it was used.
 
-    The last entry may be cut off; less than a full buffer means that the listing is at its end.
+    The last entry may be cut off; less than a full buffer means that the listing is at its end. INVAL for a buffer
+    over MAX_LISTING_BYTES: libcs take some thousand bytes at a time.
     """
     directory = guest.wasi.directory(fd)
+    if buffer_len > MAX_LISTING_BYTES:
+        raise ErrnoError(Errno.INVAL)
     packed = bytearray()
     while len(packed) < buffer_len:
         try:

@@ -224,7 +224,8 @@ async def make_rig() -> AsyncIterator[MakeRig]:
                 demo = demo_model()
                 assert demo is not None
                 models = {name: demo if isinstance(f, FakeFile) else f for name, f in (files or {"m": demo}).items()}
-                options = {"n_ctx": 512, "n_slots": 8, **options}
+                # Several threads meet at every layer: where others want the processors, that is ten times slower.
+                options = {"n_ctx": 512, "n_slots": 8, "threads": 1, **options}
                 rig = Rig(kind, open_backend(), folder)
             else:
                 rig = Rig(kind, open_fake(), folder)

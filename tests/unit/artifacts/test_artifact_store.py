@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
+import hmac
 import os
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -61,6 +65,85 @@ def test_a_flipped_byte_is_tampering(store, at: int) -> None:
     assert not store.has_native(KEY)
 
 
+LEAF = 512 * 1024
+LARGE = b"".join(bytes([i]) * LEAF for i in range(9)) + b"the rest"
+"""Hashed in ten parts, by several threads."""
+
+
+def test_large_code_comes_back_as_it_was_stored(store) -> None:
+    assert put(store, KEY, LARGE).read_bytes() == LARGE
+    with store.sealed_native(KEY) as sealed:
+        assert sealed.read_bytes() == LARGE
+
+
+@pytest.mark.parametrize("at", [0, LEAF - 1, LEAF, 5 * LEAF + 7, 9 * LEAF, len(LARGE) - 1])
+def test_a_flipped_byte_of_large_code_is_tampering_wherever_it_is(store, at: int) -> None:
+    changed = bytearray(LARGE)
+    changed[at] ^= 1
+    overwrite(put(store, KEY, LARGE), bytes(changed))
+
+    with pytest.raises(ArtifactTamperedError), store.sealed_native(KEY):
+        pass
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        LARGE[LEAF : 2 * LEAF] + LARGE[:LEAF] + LARGE[2 * LEAF :],
+        LARGE[:-8],
+        LARGE[: 8 * LEAF],
+        LARGE[:LEAF] + LARGE,
+        LARGE + bytes(LEAF),
+    ],
+    ids=["two parts swapped", "cut at the last part", "without two parts", "one part twice", "one part more"],
+)
+def test_other_parts_than_the_stored_ones_are_tampering(store, changed: bytes) -> None:
+    overwrite(put(store, KEY, LARGE), changed)
+
+    with pytest.raises(ArtifactTamperedError), store.sealed_native(KEY):
+        pass
+
+
+def test_a_mac_of_an_older_host_is_refused_and_storing_again_replaces_it(store, tmp_path: Path) -> None:
+    path = put(store, KEY, b"native")
+    secret = (tmp_path / "keys" / "artifact.key").read_bytes()
+    older = hmac.digest(secret, bytes.fromhex(KEY) + hashlib.sha256(b"native").digest(), "sha256")
+    overwrite(path.with_suffix(".mac"), older)
+
+    with pytest.raises(ArtifactTamperedError):
+        store.open_native(KEY)
+    assert put(store, KEY, b"native").read_bytes() == b"native"
+
+
+def test_when_a_hashing_thread_fails_nothing_is_stored_or_proved(store, monkeypatch) -> None:
+    """The part that nobody hashed must not count as one that fits."""
+    path = put(store, KEY, LARGE)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    sha256, caller = hashlib.sha256, threading.current_thread()
+
+    def failing(contents: bytes = b""):
+        if threading.current_thread() is not caller:
+            raise MemoryError
+        failed.wait()
+        return sha256(contents)
+
+    failed = threading.Event()
+    start = threading.Thread.start
+
+    def start_and_end(thread: threading.Thread) -> None:
+        start(thread)
+        thread.join()
+        failed.set()
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(threading.Thread, "start", start_and_end)
+    monkeypatch.setattr(hashlib, "sha256", failing)
+    with pytest.raises(MemoryError):
+        store.open_native(KEY)
+    monkeypatch.setattr(hashlib, "sha256", sha256)
+    assert store.open_native(KEY) == path
+
+
 @pytest.mark.parametrize("contents", [b"", b"nativ", b"native\0"])
 def test_a_cut_or_longer_file_is_tampering(store, contents: bytes) -> None:
     overwrite(put(store, KEY, b"native"), contents)
@@ -104,6 +187,58 @@ def test_storing_over_tampered_code_heals_it(store) -> None:
     overwrite(put(store, KEY, b"native"), b"evil")
 
     assert put(store, KEY, b"native").read_bytes() == b"native"
+
+
+def test_two_that_put_under_one_key_at_once_leave_one_whole_pair(store, tmp_path: Path, monkeypatch) -> None:
+    """The second comes at the worst moment: the first one's code is in place, and not yet its HMAC."""
+    one, other = ArtifactStore(tmp_path), ArtifactStore(tmp_path)
+    waits_or_done = threading.Event()
+    lock, write = fcntl.flock, one._write_whole
+
+    def put_other() -> None:
+        made = store.scratch / "other"
+        made.write_bytes(b"made otherwise")
+        other.put_native(KEY, made)
+        waits_or_done.set()
+
+    second = threading.Thread(target=put_other)
+
+    def lock_told(descriptor: int, operation: int) -> None:
+        if threading.current_thread() is second:
+            waits_or_done.set()
+        lock(descriptor, operation)
+
+    def meet_other(path: Path, contents: bytes) -> None:
+        second.start()
+        assert waits_or_done.wait(10)
+        write(path, contents)
+
+    monkeypatch.setattr("fcntl.flock", lock_told)
+    monkeypatch.setattr(one, "_write_whole", meet_other)
+
+    assert put(one, KEY, b"native").read_bytes() == b"native"
+    second.join(10)
+    assert not second.is_alive()
+    assert store.open_native(KEY).read_bytes() == b"native"
+    assert not list(store.scratch.iterdir())
+
+
+def test_many_that_put_under_one_key_at_once_leave_one_whole_pair(tmp_path: Path) -> None:
+    store, start = ArtifactStore(tmp_path), threading.Barrier(6)
+
+    def put_mine(key: str, number: int) -> None:
+        made = store.scratch / f"made-{number}"
+        made.write_bytes(b"native %d" % number)
+        start.wait(10)
+        store.put_native(key, made)
+        store.open_native(key)
+
+    with ThreadPoolExecutor(6) as threads:
+        for n in range(10):
+            key = native_key(f"{n:064x}", "", "mark")
+            for put_one in [threads.submit(put_mine, key, number) for number in range(6)]:
+                put_one.result(10)
+            assert store.has_native(key)
 
 
 @pytest.mark.parametrize("name", ["", "../../etc/passwd", "A" * 64, "a" * 63, "a" * 63 + "/"])

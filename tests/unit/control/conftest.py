@@ -373,7 +373,8 @@ class Bench:
             compiler=self.compiler,
             fleet=self.supervisor,
             clock=self.clock,
-            max_reserved=100,
+            max_reserved=50,
+            n_workers=2,
         )
         self.keys = KeyRing(self.state, self.supervisor)
         self.models = ModelRegistry(

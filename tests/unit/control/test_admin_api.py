@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import threading
 
 import aiohttp
 import pytest
@@ -329,7 +330,8 @@ async def test_tokens_are_in_the_metrics_per_function_key_and_model(bench, clien
     await bench.models.add("m", gguf())
     used = {"prompt_tokens": 7, "generated_tokens": 3, "model_requests": 1}
     bench.counts.report(0, Stats({"chat": {"invocations": 1, **used}, "key:bot": used}, {}))
-    bench.model_server.counts.report(ModelStats({"m": {"loads": 1, "cached_tokens": 5, "cells_used": 9}}, {}))
+    counted = {"loads": 1, "cached_tokens": 5, "cells_used": 9, "saved_bytes": 4096}
+    bench.model_server.counts.report(ModelStats({"m": counted}, {}))
     lines = (await (await client.get("/metrics")).text()).splitlines()
     assert 'faas_tokens_total{function="chat",kind="prompt"} 7' in lines
     assert 'faas_function_model_requests_total{function="chat"} 1' in lines
@@ -337,6 +339,7 @@ async def test_tokens_are_in_the_metrics_per_function_key_and_model(bench, clien
     assert 'faas_model_loads_total{model="m"} 1' in lines
     assert 'faas_model_tokens_total{model="m",kind="cached"} 5' in lines
     assert 'faas_model_cells_used{model="m"} 9' in lines
+    assert 'faas_model_saved_bytes{model="m"} 4096' in lines
     assert "faas_model_server_serving 1" in lines
     assert not any("key:bot" in line for line in lines)
     assert len({line for line in lines if line.startswith("# TYPE")}) == sum("# TYPE" in line for line in lines)
@@ -385,6 +388,36 @@ async def test_addition_of_a_model_can_be_followed_line_by_line(bench, client, g
     *hashing, last = [json.loads(line) for line in (await response.text()).splitlines()]
     assert hashing == [{"event": "hashing", "done_bytes": path.stat().st_size}]
     assert last == {"event": "added", "model": await (await client.get("/api/models/a")).json()}
+
+
+@pytest.mark.parametrize("headers", [{}, NDJSON])
+async def test_caller_that_hangs_up_ends_the_hashing_of_a_model(bench, served, gguf, monkeypatch, headers):
+    entered, ended, went_on = asyncio.Event(), asyncio.Event(), []
+    loop, hung_up = asyncio.get_running_loop(), threading.Event()
+
+    def slow(_path, *, on_read):
+        try:
+            on_read(1)
+            loop.call_soon_threadsafe(entered.set)
+            hung_up.wait(5)
+            on_read(2)
+            went_on.append(True)
+        finally:
+            loop.call_soon_threadsafe(ended.set)
+
+    monkeypatch.setattr("faas.control.models.digest_of", slow)
+    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}", **headers}) as session:
+        asking = asyncio.create_task(session.put(served.make_url("/api/models/a"), json={"path": str(gguf())}))
+        await entered.wait()
+        asking.cancel()  # before its answer; one that comes in lines has begun
+        for answer in await asyncio.gather(asking, return_exceptions=True):
+            if isinstance(answer, aiohttp.ClientResponse):
+                answer.close()
+    async with bench.models._lock:  # free again once the handler is cancelled
+        hung_up.set()
+    await ended.wait()
+    assert not went_on
+    assert bench.models.known() == []
 
 
 async def test_refused_addition_of_a_model_ends_with_the_problem(bench, client, tmp_path):

@@ -472,7 +472,19 @@ async def test_functions_may_not_reserve_more_instances_than_there_are_to_reserv
     def reserving(name, n):
         return bench.upload(name, wasm=b"\0asm " + name.encode(), limits={"reserved_concurrency": n})
 
+    # Two workers, of each 50 slots may be reserved.
     await bench.deployer.deploy(reserving("one", 60), ignored)
-    with pytest.raises(ManifestError, match="other functions have 60"):
+    with pytest.raises(ManifestError, match=r"other functions have 30; lower it to 40, or raise pool\.slots"):
         await bench.deployer.deploy(reserving("two", 50), ignored)
     await bench.deployer.deploy(reserving("one", 100), ignored)
+
+
+async def test_each_worker_keeps_its_part_of_a_reservation_rounded_up_and_that_is_what_counts(bench):
+    def reserving(name, n):
+        return bench.upload(name, wasm=b"\0asm " + name.encode(), limits={"reserved_concurrency": n})
+
+    await bench.deployer.deploy(reserving("large", 96), ignored)
+    for name in ("one", "two"):
+        await bench.deployer.deploy(reserving(name, 1), ignored)
+    with pytest.raises(ManifestError, match="takes 1 slots of each worker"):
+        await bench.deployer.deploy(reserving("three", 1), ignored)  # 99 instances in all, but 51 slots of each

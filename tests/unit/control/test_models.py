@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import threading
 
 import pytest
 
@@ -209,6 +210,52 @@ async def test_manifest_that_names_an_unknown_model_is_warned_about(bench, gguf)
     (warning,) = bench.models.warnings(manifest)
     assert "faas models add b" in warning
     assert bench.models.warnings(manifest_from_builtins({"name": "f"})) == ()
+
+
+async def test_hashing_ends_when_whoever_asked_is_gone(bench, gguf, monkeypatch):
+    told, entered, gone, ended = [], asyncio.Event(), threading.Event(), threading.Event()
+
+    def slow(_path, *, on_read):
+        try:
+            on_read(1)
+            gone.wait(5)
+            on_read(2)
+            told.append("went on")
+        finally:
+            ended.set()
+
+    monkeypatch.setattr("faas.control.models.digest_of", slow)
+    adding = asyncio.create_task(bench.models.add("a", gguf(), lambda n: (told.append(n), entered.set())))
+    await entered.wait()
+    adding.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await adding
+    gone.set()
+    assert await asyncio.to_thread(ended.wait, 5)
+    assert told == [1]
+    assert bench.models.known() == []
+
+
+async def test_closing_ends_the_hashing_that_nobody_waits_for(new_bench, gguf, monkeypatch):
+    loop, entered, gone = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    went_on = []
+
+    def slow(_path, *, on_read=None):
+        loop.call_soon_threadsafe(entered.set)
+        gone.wait(5)
+        if on_read is not None:
+            on_read(1)
+        went_on.append(True)
+
+    monkeypatch.setattr("faas.control.models.digest_of", slow)
+    bench = new_bench(models={"a": str(gguf())})
+    await bench.start()
+    bench.models.start()
+    await entered.wait()
+    await bench.stop()
+    gone.set()
+    await loop.shutdown_default_executor()  # waits for the thread
+    assert not went_on
 
 
 async def test_add_goes_on_when_whoever_asked_is_gone(bench, gguf):

@@ -204,9 +204,10 @@ def test_reserved_slots_are_kept_for_their_function() -> None:
 
 @pytest.mark.parametrize("end", ["configure", "forget"])
 async def test_a_reservation_that_ends_frees_its_slots_for_those_who_wait(end: str) -> None:
-    gate = admission(1)
+    gate = admission(2)
     function(gate, 9, "mine", reserved=1)
     other = function(gate)
+    assert gate.try_acquire(other)
     waiting = asyncio.create_task(gate.acquire(other))
     await turns()
     assert gate.queued == 1
@@ -215,7 +216,7 @@ async def test_a_reservation_that_ends_frees_its_slots_for_those_who_wait(end: s
     else:
         gate.forget("mine")
     await asyncio.wait_for(waiting, 1)
-    assert (gate.active, other.used) == (1, 1)
+    assert (gate.active, other.used) == (2, 2)
 
 
 async def test_a_raised_limit_lets_those_in_who_wait() -> None:
@@ -328,5 +329,162 @@ def test_whatever_comes_and_goes_the_books_balance(steps: list[tuple[str, int]])
         while running:
             gate.release(running.pop())
         assert (gate.active, gate.queued) == (0, 0)
+
+    asyncio.run(run())
+
+
+async def queue(gate: Admission, permits: Permits, n: int) -> list[asyncio.Task[None]]:
+    """Have *n* requests wait for *permits*, in this order."""
+    tasks = [asyncio.create_task(gate.acquire(permits)) for _ in range(n)]
+    await turns()
+    return tasks
+
+
+async def end(tasks: list[asyncio.Task[None]]) -> list[BaseException | None]:
+    """Give up whatever still waits; return what each one met."""
+    for task in tasks:
+        task.cancel()
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def test_never_more_than_half_of_the_slots_are_kept_free_whatever_is_reserved() -> None:
+    gate = admission(4)
+    function(gate, 9, reserved=9)
+    other = function(gate)
+    assert [gate.try_acquire(other) for _ in range(3)] == [True, True, False]
+
+
+async def test_a_reservation_is_served_before_others_of_those_who_wait() -> None:
+    gate = admission(4)
+    mine, other = function(gate, 9, reserved=2), function(gate, 9, weight=100)
+    assert all(gate.try_acquire(permits) for permits in (mine, mine, other, other))
+    waiting = [*await queue(gate, other, 1), *await queue(gate, mine, 1)]
+    gate.release(mine)
+    await turns()
+    # By weight it is the other's turn, but the slot was kept for this one.
+    assert [task.done() for task in waiting] == [False, True]
+    await end(waiting)
+
+
+async def test_a_function_with_a_long_queue_and_few_running_gets_its_fair_part_and_is_not_refused_early() -> None:
+    gate = admission(10, max_queue=99, queue_timeout_s=5)
+    mine, other = function(gate), function(gate, 100)
+    gate.try_acquire(mine)
+    gate.release(mine, held_s=4.0)
+    assert gate.try_acquire(mine)
+    assert all(gate.try_acquire(other) for _ in range(9))
+    waiting = [*await queue(gate, other, 1), *await queue(gate, mine, 6)]
+    # One runs, but of the ten slots five are its due: six waiters take 6 × 4 s / 5, not 24 s.
+    assert not any(task.done() for task in waiting)
+    waiting += await queue(gate, mine, 1)
+    assert isinstance(waiting[-1].exception(), OverloadedError)
+    await end(waiting)
+
+
+async def test_when_no_place_is_left_the_longest_queue_gives_its_newest_one_up() -> None:
+    gate = admission(max_queue=4)
+    busy, quiet = function(gate), function(gate)
+    gate.try_acquire(busy)
+    crowd = await queue(gate, busy, 4)
+    newcomers = await queue(gate, quiet, 3)
+    refused = crowd[3].exception()
+    assert isinstance(refused, OverloadedError)
+    assert refused.retry_after_s > 0
+    # Two and two: one more would be no fairer.
+    assert [task.done() for task in (*crowd, *newcomers)] == [False, False, True, True, False, False, True]
+    assert isinstance(newcomers[2].exception(), OverloadedError)
+    assert (gate.queued, len(busy.waiting), len(quiet.waiting)) == (4, 2, 2)
+    for _ in range(2):
+        gate.release(busy)
+        await turns()
+    assert [task.done() for task in (crowd[0], newcomers[0])] == [True, True]
+    await end(crowd + newcomers)
+    assert gate.queued == 0
+
+
+async def test_places_to_wait_are_shared_by_weight() -> None:
+    gate = admission(max_queue=8)
+    light, heavy = function(gate), function(gate, weight=3)
+    gate.try_acquire(light)
+    tasks = [*await queue(gate, light, 8), *await queue(gate, heavy, 8)]
+    assert (len(light.waiting), len(heavy.waiting)) == (2, 6)
+    await end(tasks)
+
+
+async def test_who_is_displaced_in_the_moment_of_giving_up_gives_no_permit_back() -> None:
+    gate = admission(max_queue=2)
+    busy, quiet = function(gate), function(gate)
+    gate.try_acquire(busy)
+    crowd = await queue(gate, busy, 2)
+    newcomer = asyncio.create_task(gate.acquire(quiet))
+    crowd[1].cancel()  # both happen before the displaced one runs again
+    await turns()
+    assert crowd[1].cancelled()
+    assert (gate.active, gate.queued, busy.used) == (1, 2, 1)
+    await end([*crowd, newcomer])
+
+
+async def test_a_refusal_names_the_functions_own_limit_and_not_this_workers_part() -> None:
+    gate = Admission(9, max_queue=0, queue_timeout_s=1, worker=0, n_workers=2)
+    permits = function(gate, 8)
+    assert [gate.try_acquire(permits) for _ in range(5)] == [True] * 4 + [False]
+    with pytest.raises(ConcurrencyLimitError, match="allows it 8 at once on this host"):
+        await gate.acquire(permits)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["come", "go", "leave"]), st.integers(0, 11)), max_size=60),
+    st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3), st.integers(1, 3)), min_size=4, max_size=4),
+)
+def test_whatever_happens_the_next_one_served_is_the_one_a_search_of_all_would_find(
+    steps: list[tuple[str, int]], settings: list[tuple[int, int, int]]
+) -> None:
+    async def run() -> None:
+        gate = admission(5, max_queue=6, queue_timeout_s=60)
+        functions = [function(gate, limit, reserved=reserved, weight=weight) for limit, reserved, weight in settings]
+        tasks: list[asyncio.Task[None]] = []
+        running: list[Permits] = []
+
+        async def request(permits: Permits) -> None:
+            await gate.acquire(permits)
+            running.append(permits)
+
+        for step, n in steps:
+            if step == "come":
+                tasks.append(asyncio.create_task(request(functions[n % 4])))
+            elif step == "go" and running:
+                gate.release(running.pop(n % len(running)))
+            elif step == "leave" and tasks:
+                tasks[n % len(tasks)].cancel()
+            await turns()
+            kept = min(sum(permits.n_kept_free for permits in functions), 2)
+            able = [
+                permits
+                for permits in functions
+                if permits.waiting
+                and permits.used < permits.limit
+                and gate.active + (0 if permits.used < permits.reserved else kept) < 5
+            ]
+            assert not able  # nobody waits who could run
+            assert gate.queued == sum(len(permits.waiting) for permits in functions) <= 6
+        # One slot comes free by itself: who gets it is who a search finds.
+        while running:
+            gone = running[0]
+            before = {permits: permits.used - (permits is gone) for permits in functions}
+            turn = {permits: (permits.turn, permits.since) for permits in functions}
+            kept = min(sum(max(0, min(p.reserved, p.limit) - before[p]) for p in functions), 2)
+            n_active = gate.active - 1
+            able = [
+                p
+                for p in functions
+                if p.waiting and before[p] < p.limit and n_active + (0 if before[p] < p.reserved else kept) < 5
+            ]
+            wanted = min(able, key=lambda p: (before[p] / p.weight, *turn[p]), default=None)
+            gate.release(running.pop(0))
+            served = [p for p in functions if p.used > before[p]]
+            assert (wanted in served) if wanted is not None else not served
+            await turns()
+        await end(tasks)
+        assert (gate.active, gate.queued) == (len(running), 0)
 
     asyncio.run(run())

@@ -1,8 +1,11 @@
 """Ratios are taken round by round, and medians of them."""
 
-import pytest
+from pathlib import Path
 
-from loadtest.compare import Comparison, Side, paired_ratio
+import pytest
+from rich.console import Console
+
+from loadtest.compare import README_PLOTS, Comparison, Side, _publish, paired_ratio
 from loadtest.wrk import Run
 
 
@@ -35,3 +38,31 @@ def test_more_requests_and_less_time_are_ours_to_theirs():
     assert comparison.latency_ratio("reactor") == 0.5
     assert comparison.throughput_ratio("command") == 0.5
     assert comparison.latency_ratio("command") == 2.0
+
+
+def test_the_readme_gets_the_plots_of_the_last_runs(tmp_path: Path):
+    for name in README_PLOTS:
+        (tmp_path / name).write_text(
+            f"<svg>\n <metadata>\n  Matplotlib v1\n </metadata>\n <text>{name}</text> \n</svg>\n"
+        )
+
+    assert _publish(tmp_path, tmp_path / "images", Console(quiet=True)) == 0
+
+    for name in README_PLOTS:
+        assert (tmp_path / "images" / name).read_text() == f"<svg>\n <text>{name}</text>\n</svg>\n"
+
+
+def test_a_plot_that_was_not_made_is_named_and_the_old_one_stays(tmp_path: Path):
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "llm.svg").write_text("the old one")
+    (tmp_path / "bench.svg").write_text("<svg/>\n")
+    console = Console(width=500)
+    with console.capture() as capture:
+        assert _publish(tmp_path, images, console) == 1
+
+    said = capture.get()
+    assert "llm.svg" in said
+    assert "make bench-llm" in said
+    assert (images / "llm.svg").read_text() == "the old one"
+    assert (images / "bench.svg").read_text() == "<svg/>\n"

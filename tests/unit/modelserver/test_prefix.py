@@ -7,7 +7,7 @@ from array import array
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faas.modelserver.prefix import Holding, PrefixCache, SavedPrefixes
+from faas.modelserver.prefix import Holding, PrefixCache, SavedPrefixes, longer_beginning
 
 
 def hold(cache: PrefixCache, tokens: list[int]) -> Holding:
@@ -101,8 +101,19 @@ def test_what_nobody_shared_since_the_last_time_goes_with_all_above_it() -> None
     low = ended(cache, [1] * 40)
     ended(cache, [1] * 40 + [3])
     cache.tidy(100)
-    assert cache.tidy(100) == [low]
+    other = ended(cache, [2] * 40)
+    assert cache.tidy(100) == [low, other]
     assert cache.filled == 0
+
+
+def test_tidying_again_with_nothing_between_drops_nothing() -> None:
+    cache = PrefixCache(8)
+    low = ended(cache, [1] * 40)
+    ended(cache, [1] * 40 + [3])
+    cache.tidy(100)
+    assert cache.tidy(100) == []
+    assert cache.match(low.tokens) == (low, 40)
+    assert cache.filled == 40
 
 
 def test_what_nobody_shares_stays_below_something_that_is_shared() -> None:
@@ -128,6 +139,21 @@ def test_after_an_eviction_tidying_clears_all() -> None:
     sharer = ended(cache, [2] * 40 + [3])
     cache.forget(low)
     assert cache.tidy(1000) == [high, sharer]
+
+
+def test_what_is_moved_lies_in_order_without_holes_and_shares_nothing() -> None:
+    cache = PrefixCache(8)
+    gone = ended(cache, [9] * 40)
+    low = hold(cache, [1] * 40)
+    high = hold(cache, [1] * 40 + [3])
+    cache.forget(gone)
+    assert cache.idle == []
+    assert cache.restack() == [low, high]
+    assert [(h.began_at, h.ended_at, h.n_shared) for h in (low, high)] == [(0, 40, 0), (40, 81, 0)]
+    assert cache.filled == cache.cells_used == 81
+    cache.retire(low)
+    cache.retire(high)
+    assert cache.tidy(1000) == [high]
 
 
 def test_tidying_leaves_half_of_the_sequences_free() -> None:
@@ -177,6 +203,25 @@ def test_a_longer_one_takes_the_place_of_what_it_repeats() -> None:
     store.put(*saved([1, 2]))
     store.put(*saved([1, 2, 3]))
     assert (len(store), store.n_bytes) == (1, 10)
+
+
+def test_room_is_made_before_a_copy_by_dropping_what_it_repeats_and_the_longest_unused() -> None:
+    store = SavedPrefixes(30)
+    for tokens in ([1], [2], [3]):
+        store.put(*saved(tokens))
+    store.make_room(array("i", [2, 2]), 10)
+    assert [store.match(array("i", [n]))[2] for n in (1, 2, 3)] == [1, 0, 1]
+    store.make_room(array("i", [4]), 15)
+    assert [store.match(array("i", [n]))[2] for n in (1, 2, 3)] == [0, 0, 1]
+    assert store.n_bytes == 10
+
+
+@given(st.lists(st.integers(0, 1), max_size=8), st.lists(st.integers(0, 1), max_size=8), st.integers(0, 9))
+def test_a_longer_beginning_is_found_if_there_is_one(one: list[int], other: list[int], n: int) -> None:
+    n_same = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    n_known = min(n, n_same)
+    assert longer_beginning(array("i", one), array("i", other), n_known) == n_same
+    assert longer_beginning(array("i", one), array("i", other), n_same + n) == n_same + n
 
 
 def test_only_what_adds_a_good_part_is_worth_saving() -> None:

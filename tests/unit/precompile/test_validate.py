@@ -8,13 +8,14 @@ from wasmtime import wat2wasm
 
 from faas.errors import (
     InvalidModuleError,
+    ManifestError,
     MemoryTooLargeError,
     PreinitError,
     UnknownImportsError,
     UnknownKindError,
 )
 from faas.invocation import Kind
-from faas.manifest import Capabilities, Limits, Manifest, manifest_from_toml
+from faas.manifest import Capabilities, Limits, Manifest, Warm, manifest_from_toml
 from faas.wasi.signatures import SIGNATURES
 from faas.wasm.engine import EngineProfile
 from precompile.validate import ModuleFacts, validate
@@ -227,3 +228,11 @@ def test_an_export_that_could_forge_what_the_host_adds_is_refused(name: str) -> 
 def test_an_export_called_memory_that_is_none_is_refused(wat: str) -> None:
     with pytest.raises(UnknownKindError, match="as `memory`"):
         check(wat + START)
+
+
+def test_a_command_can_not_be_reused_and_a_reactor_can() -> None:
+    manifest = Manifest(name="f", warm=Warm(max=1, reuse=2))
+
+    assert check(MEMORY + REACTOR, manifest).kind is Kind.REACTOR
+    with pytest.raises(ManifestError, match=r"leave warm\.reuse out, or build a reactor"):
+        check(MEMORY + START, manifest)
