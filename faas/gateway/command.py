@@ -230,7 +230,7 @@ async def serve_command(call: Call, runtime: Runtime, code: Code, models: ModelG
         raise
     finally:
         call.cpu_ns += fiber.cpu_ns
-        fiber.close()
+        fiber.close(soon=call.lane.inside)
         stderr.close()
 
 

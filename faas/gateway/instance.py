@@ -142,7 +142,7 @@ class Instance:
             fiber.nn.close()
             fiber.nn = None
 
-    def close(self) -> None:
-        """Drop it and free its slot."""
-        self.fiber.close()
+    def close(self, *, soon: bool = False) -> None:
+        """Drop it and free its slot, at once or *soon* (``Fiber.close``)."""
+        self.fiber.close(soon=soon)
         self.log.close()

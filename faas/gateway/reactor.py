@@ -92,7 +92,7 @@ async def serve_reactor(call: Call, runtime: Runtime, code: Code, models: ModelG
         call.cpu_ns += fiber.cpu_ns
         log.close()
         if pool is None:
-            instance.close()
+            instance.close(soon=call.lane.inside)
         else:
             pool.give_back(instance, answered=answered)
 

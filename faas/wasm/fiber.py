@@ -77,6 +77,7 @@ class Fiber:
         "_last_slice_ns",
         "_must_yield",
         "_on_closed",
+        "_retire",
         "_slices",
         "_store",
         "_template",
@@ -109,11 +110,12 @@ class Fiber:
         cpu_limit_s: float,
         on_pause: Callable[[], Awaitable[None]] | None = None,
         on_closed: Callable[[], None] | None = None,
+        retire: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
         """
         Args: *into* has the calls into the engine: ``calls``, or the same in C. *on_pause* is awaited whenever the
         guest yields or waits, before it runs on: output that has gathered goes out there, and a slow consumer holds the
-        guest back. *on_closed* is called once the store is gone.
+        guest back. *on_closed* is called once the store is gone. *retire* calls what it gets a little later.
         """
         self.wasi = wasi
         self.nn: NnContext | None = None
@@ -142,6 +144,7 @@ class Fiber:
         self._wait_result_at = 0
         self._cpu_limit_ns = int(cpu_limit_s * 1e9)
         self._on_closed = on_closed
+        self._retire = retire
         self._calls = into
         self._store, self._context = into.store_new(engine, memory_limit_bytes, table_limit_elements, SLICE_TICKS)
 
@@ -218,8 +221,12 @@ class Fiber:
             self.memory = memory
         return memory  # type: ignore[no-any-return]
 
-    def close(self) -> None:
-        """Drop the instance and free its slot: at once, or when the slice that is running right now ends."""
+    def close(self, *, soon: bool = False) -> None:
+        """
+        Drop the instance and free its slot: at once, or when the slice that is running right now ends.
+
+        Args: *soon* lets the replies of this turn of the loop go out first, since the kernel takes its time.
+        """
         if self._closed:
             return
         self._closed = True
@@ -229,6 +236,8 @@ class Fiber:
         if busy is not None and not busy.done():
             loop = asyncio.get_running_loop()
             busy.add_done_callback(lambda _: loop.call_soon_threadsafe(self._delete))
+        elif soon and self._retire is not None:
+            self._retire(self._delete)
         else:
             self._delete()
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -72,6 +73,10 @@ class Ticker:
         self._thread.join()
 
 
+MAX_RETIRED = 2
+"""Stores that may wait for the end of a turn of the loop; the more there are, the later the last reply goes out."""
+
+
 class Runtime:
     """
     One process's wasmtime: makes templates from stored native code, and fibers from templates.
@@ -97,6 +102,8 @@ class Runtime:
         self._linker: int = capi.linker_new(self.engine)
         self._table_limit = config.pool.max_table_elements
         self.alive = 0
+        self._slots = config.pool.slots
+        self._retired: list[Callable[[], None]] = []
         self._slices = ThreadPoolExecutor(config.guest_threads or os.cpu_count() or 1, thread_name_prefix="faas-guest")
         self._ticker = Ticker(self.engine, config.tick_ms / 1000)
         for module, functions in (imports if imports is not None else HOST_IMPORTS).items():
@@ -166,13 +173,29 @@ class Runtime:
             cpu_limit_s=cpu_limit_s,
             on_pause=on_pause,
             on_closed=self._fiber_closed,
+            retire=self._retire,
         )
 
     def _fiber_closed(self) -> None:
         self.alive -= 1
 
+    def _retire(self, delete: Callable[[], None]) -> None:
+        # A slot that admission has given on already: only while more than half of them are free.
+        if len(self._retired) >= MAX_RETIRED or 2 * self.alive > self._slots:
+            delete()
+            return
+        if not self._retired:
+            asyncio.get_running_loop().call_soon(self._delete_retired)
+        self._retired.append(delete)
+
+    def _delete_retired(self) -> None:
+        retired, self._retired = self._retired, []
+        for delete in retired:
+            delete()
+
     def close(self) -> None:
         """Stop the ticker and the guest threads; templates must be closed before."""
+        self._delete_retired()
         self._slices.shutdown(wait=True, cancel_futures=True)
         self._ticker.stop()
         capi.linker_delete(self._linker)

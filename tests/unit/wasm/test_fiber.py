@@ -30,7 +30,7 @@ from faas.wasm.engine import EngineProfile, new_engine
 from faas.wasm.fiber import Fiber
 from faas.wasm.host import HostFunction
 from faas.wasm.memory import MemoryFaultError
-from faas.wasm.runtime import Runtime, Ticker
+from faas.wasm.runtime import MAX_RETIRED, Runtime, Ticker
 from faas.wasm.template import Template
 
 SLOTS = 40
@@ -451,6 +451,33 @@ async def test_a_guest_without_memory_can_run_but_not_be_read(runtime: Runtime) 
 def test_a_library_without_a_symbol_that_we_need_is_named() -> None:
     with pytest.raises(ConfigError, match="no_such_symbol"):
         capi._bind(capi._held, "no_such_symbol", None)
+
+
+# --- closing --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_store_that_is_closed_soon_goes_at_the_end_of_the_turn(runtime: Runtime, template: Template) -> None:
+    fibers = []
+    for _ in range(MAX_RETIRED + 2):
+        fibers.append(runtime.fiber(wasi(), memory_limit_bytes=1 << 20, cpu_limit_s=5.0))
+        await fibers[-1].instantiate(template)
+    for fiber in fibers:
+        fiber.close(soon=True)
+        fiber.close(soon=True)
+    assert runtime.alive == MAX_RETIRED  # no more than these wait
+    await asyncio.sleep(0)
+    assert runtime.alive == 0
+
+
+async def test_while_slots_are_scarce_a_store_goes_at_once(runtime: Runtime, template: Template) -> None:
+    fibers = [runtime.fiber(wasi(), memory_limit_bytes=1 << 20, cpu_limit_s=5.0) for _ in range(SLOTS // 2 + 1)]
+    for fiber in fibers:
+        await fiber.instantiate(template)
+    fibers[0].close(soon=True)
+    assert runtime.alive == SLOTS // 2
+    for fiber in fibers:
+        fiber.close()
+    assert runtime.alive == 0
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
