@@ -6,9 +6,13 @@
  *
  * Source: wasmtime C API headers wasmtime/{async,store,instance,func,extern,val}.h, version 50.
  */
+#define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <dlfcn.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
@@ -19,6 +23,7 @@
 #endif
 
 enum { KIND_I32 = 0, EXTERN_FUNC = 0, EXTERN_MEMORY = 3, MAX_PARAMS = 12 };
+enum { IDLE_TICKS = 200 };
 enum { DONE = 0, FAILED = 1, PENDING = 2 };
 
 typedef struct {
@@ -58,6 +63,7 @@ static struct {
     uint8_t *(*memory_data)(void *, void *);
     size_t (*memory_data_size)(void *, void *);
     void *(*trap_new)(const char *, size_t);
+    void (*increment_epoch)(void *);
 } wasmtime;
 
 static const struct {
@@ -79,6 +85,7 @@ static const struct {
     {"wasmtime_memory_data", &wasmtime.memory_data},
     {"wasmtime_memory_data_size", &wasmtime.memory_data_size},
     {"wasmtime_trap_new", &wasmtime.trap_new},
+    {"wasmtime_engine_increment_epoch", &wasmtime.increment_epoch},
 };
 
 /* The guest whose slice runs on this thread; borrowed, the slice's caller holds it. */
@@ -431,6 +438,136 @@ static PyObject *future_delete(PyObject *Py_UNUSED(module), PyObject *pointer)
     Py_RETURN_NONE;
 }
 
+/* --- the ticker -------------------------------------------------------------------------------------------------- */
+
+/* See calls.Ticker. This thread never has the GIL: it does not take a turn of Python's for each tick. */
+typedef struct {
+    PyObject_HEAD
+    void *engine;
+    struct timespec tick;
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t awoken;
+    atomic_bool woken;
+    atomic_bool asleep;  /* written under the lock */
+    atomic_bool stopped; /* written under the lock */
+    bool started;
+} Ticker;
+
+static void *ticker_run(void *at)
+{
+    Ticker *self = at;
+    int left = 0;
+
+    while (!atomic_load(&self->stopped)) {
+        if (atomic_exchange(&self->woken, false)) {
+            left = IDLE_TICKS;
+        } else if (left == 0) {
+            pthread_mutex_lock(&self->lock);
+            atomic_store(&self->asleep, true);
+            /* A wake() before this look at woken is seen here, a later one sees asleep and waits for the lock. */
+            while (!atomic_load(&self->woken) && !atomic_load(&self->stopped))
+                pthread_cond_wait(&self->awoken, &self->lock);
+            atomic_store(&self->asleep, false);
+            pthread_mutex_unlock(&self->lock);
+            continue;
+        }
+        left--;
+        nanosleep(&self->tick, NULL);
+        wasmtime.increment_epoch(self->engine);
+    }
+    return NULL;
+}
+
+static PyObject *ticker_wake(Ticker *self, PyObject *Py_UNUSED(ignored))
+{
+    if (!atomic_load_explicit(&self->woken, memory_order_relaxed))
+        atomic_store(&self->woken, true);
+    if (atomic_load(&self->asleep)) {
+        pthread_mutex_lock(&self->lock);
+        pthread_cond_signal(&self->awoken);
+        pthread_mutex_unlock(&self->lock);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *ticker_stop(Ticker *self, PyObject *Py_UNUSED(ignored))
+{
+    if (self->started) {
+        self->started = false;
+        pthread_mutex_lock(&self->lock);
+        atomic_store(&self->stopped, true);
+        pthread_cond_signal(&self->awoken);
+        pthread_mutex_unlock(&self->lock);
+        Py_BEGIN_ALLOW_THREADS
+        pthread_join(self->thread, NULL);
+        Py_END_ALLOW_THREADS
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *ticker_asleep(Ticker *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(atomic_load(&self->asleep));
+}
+
+static int ticker_init(Ticker *self, PyObject *args, PyObject *kwargs)
+{
+    PyObject *engine;
+    double tick_s;
+    static char *names[] = {"engine", "tick_s", NULL};
+    if (self->started) {
+        PyErr_SetString(PyExc_RuntimeError, "it runs already");
+        return -1;
+    }
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Od", names, &engine, &tick_s) ||
+        !pointer_of(engine, &self->engine))
+        return -1;
+    self->tick.tv_sec = (time_t)tick_s;
+    self->tick.tv_nsec = (long)((tick_s - (double)self->tick.tv_sec) * 1e9);
+    pthread_mutex_init(&self->lock, NULL);
+    pthread_cond_init(&self->awoken, NULL);
+    atomic_store(&self->stopped, false);
+    int error = pthread_create(&self->thread, NULL, ticker_run, self);
+    if (error != 0) {
+        errno = error;
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
+    }
+    pthread_setname_np(self->thread, "faas-ticker");
+    self->started = true;
+    return 0;
+}
+
+static void ticker_dealloc(Ticker *self)
+{
+    Py_XDECREF(ticker_stop(self, NULL));
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyMethodDef ticker_methods[] = {
+    {"wake", (PyCFunction)ticker_wake, METH_NOARGS, "See calls.Ticker.wake."},
+    {"stop", (PyCFunction)ticker_stop, METH_NOARGS, "See calls.Ticker.stop."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef ticker_attributes[] = {
+    {"asleep", (getter)ticker_asleep, NULL, "See calls.Ticker.asleep.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyTypeObject TickerType = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "faas.wasm._calls.Ticker",
+    .tp_basicsize = sizeof(Ticker),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_doc = "See calls.Ticker.",
+    .tp_new = PyType_GenericNew,
+    .tp_init = (initproc)ticker_init,
+    .tp_dealloc = (destructor)ticker_dealloc,
+    .tp_methods = ticker_methods,
+    .tp_getset = ticker_attributes,
+};
+
 /* --- from wasm into Python -------------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -609,7 +746,7 @@ static struct PyModuleDef module = {
 
 PyMODINIT_FUNC PyInit__calls(void)
 {
-    if (PyType_Ready(&MemoryType) < 0)
+    if (PyType_Ready(&MemoryType) < 0 || PyType_Ready(&TickerType) < 0)
         return NULL;
     str_memory = PyUnicode_InternFromString("memory");
     str_failure = PyUnicode_InternFromString("failure");
@@ -617,7 +754,8 @@ PyMODINIT_FUNC PyInit__calls(void)
     if (str_memory == NULL || str_failure == NULL || str_bind_memory == NULL)
         return NULL;
     PyObject *made = PyModule_Create(&module);
-    if (made != NULL && PyModule_AddIntConstant(made, "FRAME_BYTES", sizeof(frame_t)) < 0)
+    if (made != NULL && (PyModule_AddIntConstant(made, "FRAME_BYTES", sizeof(frame_t)) < 0 ||
+                         PyModule_AddObjectRef(made, "Ticker", (PyObject *)&TickerType) < 0))
         Py_CLEAR(made);
     return made;
 }

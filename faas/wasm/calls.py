@@ -26,6 +26,8 @@ from faas.wasm.memory import MemoryFaultError
 DONE, FAILED, PENDING = 0, 1, 2
 """What a first slice came to; FAILED leaves a trap or an error in the frame."""
 
+IDLE_TICKS = 200
+
 _log = logging.getLogger(__name__)
 _current = threading.local()
 # Structures of capi.Frame, written and read whole: a ctypes field costs as much as a short C call.
@@ -182,8 +184,12 @@ def _first_slice(guest: Any, at: int, future: int, now: bool) -> tuple[int, int,
 
 def poll(guest: Any, future: int) -> bool:
     """Run one slice of *guest* on this thread; return whether that was its last one, and then drop *future*."""
+    before = getattr(_current, "guest", None)
     _current.guest = guest
-    done: bool = capi.call_future_poll(future)
+    try:
+        done: bool = capi.call_future_poll(future)
+    finally:
+        _current.guest = before
     if done:
         capi.call_future_delete(future)
     return done
@@ -197,6 +203,58 @@ def future_delete(future: int) -> None:
 def current() -> Any:
     """Return the guest whose slice runs on this thread."""
     return _current.guest
+
+
+# --- the ticker ------------------------------------------------------------------------------------------------------
+
+
+class Ticker:
+    """
+    Ends guests' time slices: a thread that increments the engine's epoch while guests run, and rests otherwise.
+
+    Thread: ``wake`` from any; cheap when already awake.
+    """
+
+    def __init__(self, engine: int, tick_s: float) -> None:
+        self._engine = engine
+        self._tick_s = tick_s
+        self._event = threading.Event()
+        self._stopped = False
+        self._woken = False
+        self.asleep = False
+        """Whether it rests."""
+        self._thread = threading.Thread(target=self._run, name="faas-ticker", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Tick for at least ``IDLE_TICKS`` from now on; to be called before every slice."""
+        self._woken = True
+        if self.asleep:
+            self._event.set()
+
+    def _run(self) -> None:
+        left = 0
+        while not self._stopped:
+            if self._woken:
+                self._woken = False
+                left = IDLE_TICKS
+            elif left == 0:
+                # The order closes the gap: a wake() before the look at _woken is seen there, a later one sees _asleep.
+                self._event.clear()
+                self.asleep = True
+                if not self._woken and not self._stopped:
+                    self._event.wait()
+                self.asleep = False
+                continue
+            left -= 1
+            time.sleep(self._tick_s)
+            capi.engine_increment_epoch(self._engine)
+
+    def stop(self) -> None:
+        """End the thread; safe to call more than once."""
+        self._stopped = True
+        self._event.set()
+        self._thread.join()
 
 
 # --- a guest's memory -----------------------------------------------------------------------------------------------

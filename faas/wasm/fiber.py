@@ -14,7 +14,7 @@ import ctypes
 import struct
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from types import ModuleType
 from typing import Any
 
@@ -32,11 +32,16 @@ from faas.wasm import calls, capi
 from faas.wasm.engine import GROW_FAILED_EXPORT
 from faas.wasm.memory import MemoryFaultError
 from faas.wasm.template import Template
+from faas.wasm.turns import Turns
 
 SLICE_TICKS = 2
 """Ticks until a guest yields: a slice lasts between one and two ticks."""
 LONG_SLICE_NS = 300_000
 """A guest whose last slice took longer than this runs its next one in the pool, also after a wait."""
+QUICK_NS = 500_000
+"""An invocation that took no longer than this shows that its functions belong on the loop."""
+SLOW_S = 1.0
+"""How long a function that used up its first slice begins in the pool, unless it turns out to be quick there."""
 OFFLOADED_SLICES_S = 0.01
 """How long a pool thread stays with one guest before it lets the next one have a turn."""
 
@@ -78,9 +83,9 @@ class Fiber:
         "_must_yield",
         "_on_closed",
         "_retire",
-        "_slices",
         "_store",
         "_template",
+        "_turns",
         "_wait",
         "_wait_done",
         "_wait_error",
@@ -101,7 +106,7 @@ class Fiber:
         self,
         engine: int,
         into: ModuleType,
-        slices: ThreadPoolExecutor,
+        turns: Turns,
         wake_ticker: Callable[[], None],
         wasi: WasiContext,
         *,
@@ -126,7 +131,7 @@ class Fiber:
         self.on_pause = on_pause
         self.before_wait: Callable[[], Awaitable[object]] | None = None
         """Awaited before anything else is, once the guest is not done after its slice; cheap when called again."""
-        self._slices = slices
+        self._turns = turns
         self._wake_ticker = wake_ticker
         self._frame = capi.Frame()
         self._at = ctypes.addressof(self._frame)
@@ -192,10 +197,15 @@ class Fiber:
         """
         self._wake_ticker()
         self._must_yield = False
+        slow = self._template.slow if self._template is not None else {}
+        if slow and not background:
+            background = slow.get(name, 0.0) > time.monotonic()
         began = self._calls.call(self, self._context, self._at, name, args, results, not background)
         if began is None:
             raise GuestTrapError(f"the module does not export the function {name.decode()!r}; export it and redeploy")
-        await self._ran(began)
+        await self._ran(began, None if background else name)
+        if slow and self.cpu_ns < QUICK_NS:
+            slow.pop(name, None)
         if not results:
             return 0
         kind, result = _RESULT.unpack_from(self._frame, capi.FRAME_RESULTS)
@@ -263,13 +273,23 @@ class Fiber:
 
     # --- driving ----------------------------------------------------------------------------------------------------
 
-    async def _ran(self, began: tuple[int, int, int]) -> None:
-        """Take what a call's first slice came to, go on until it is done, and raise what it failed with."""
+    async def _ran(self, began: tuple[int, int, int], name: bytes | None = None) -> None:
+        """
+        Take what a call's first slice came to, go on until it is done, and raise what it failed with.
+
+        Args: *name* is that of a function that began here and not in the pool.
+        """
         status, self._last_slice_ns, future = began
         self.cpu_ns += self._last_slice_ns
         if status == calls.PENDING:
             self._future = future
-            await self._drive()
+            # A slice is a time, not work: who lost it to another thread of this machine is done in a second one.
+            second = name is not None and self._wait is None and not self._must_yield
+            done = self._slice() if second else False
+            if not done:
+                if second and name is not None and self._wait is None and self._template is not None:
+                    self._template.slow[name] = time.monotonic() + SLOW_S
+                await self._drive()
             if any(_FAILED.unpack_from(self._frame, capi.FRAME_TRAP)):
                 status = calls.FAILED
         if status == calls.FAILED:
@@ -308,10 +328,10 @@ class Fiber:
             self._future = None
         return done
 
-    def _slices_in_pool(self) -> bool:
+    def _slices_in_pool(self, rank: float) -> bool:
         self._must_yield = False
         began = time.thread_time_ns()
-        until = time.perf_counter() + OFFLOADED_SLICES_S
+        until_s = time.perf_counter() + OFFLOADED_SLICES_S
         try:
             while True:
                 self._wake_ticker()
@@ -320,7 +340,9 @@ class Fiber:
                     self._future = None
                 if done or self._wait is not None or self._closed or self._must_yield:
                     return done
-                if time.perf_counter() >= until:
+                if time.perf_counter() >= until_s or self._turns.should_end(
+                    rank, (time.thread_time_ns() - began) / 1e9
+                ):
                     return False
         finally:
             self._last_slice_ns = time.thread_time_ns() - began
@@ -328,7 +350,7 @@ class Fiber:
 
     async def _offload(self) -> bool:
         # Cancelled here, a slice that runs right now runs on: ``_busy`` stays, and close() waits for it.
-        self._busy = self._slices.submit(self._slices_in_pool)
+        self._busy = self._turns.submit(self.cpu_ns, self._slices_in_pool)
         done = await asyncio.wrap_future(self._busy)
         self._busy = None
         return done

@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
-import threading
-import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,57 +18,7 @@ from faas.wasm.engine import EngineProfile, engine_pointer, new_engine
 from faas.wasm.fiber import Fiber, async_trampoline, first_line
 from faas.wasm.host import HostFunction, wasi, wasi_nn
 from faas.wasm.template import Template
-
-
-class Ticker:
-    """
-    Ends guests' time slices: a thread that increments the engine's epoch while guests run, and rests otherwise.
-
-    Thread: ``wake`` from any; cheap when already awake.
-    """
-
-    IDLE_TICKS = 200
-
-    def __init__(self, engine: int, tick_s: float) -> None:
-        self._engine = engine
-        self._tick_s = tick_s
-        self._event = threading.Event()
-        self._stopped = False
-        self._woken = False
-        self._asleep = False
-        self._thread = threading.Thread(target=self._run, name="faas-ticker", daemon=True)
-        self._thread.start()
-
-    def wake(self) -> None:
-        """Tick for at least ``IDLE_TICKS`` from now on; to be called before every slice."""
-        self._woken = True
-        if self._asleep:
-            self._event.set()
-
-    def _run(self) -> None:
-        left = 0
-        while not self._stopped:
-            if self._woken:
-                self._woken = False
-                left = self.IDLE_TICKS
-            elif left == 0:
-                # The order closes the gap: a wake() before the look at _woken is seen there, a later one sees _asleep.
-                self._event.clear()
-                self._asleep = True
-                if not self._woken and not self._stopped:
-                    self._event.wait()
-                self._asleep = False
-                continue
-            left -= 1
-            time.sleep(self._tick_s)
-            capi.engine_increment_epoch(self._engine)
-
-    def stop(self) -> None:
-        """End the thread; safe to call more than once."""
-        self._stopped = True
-        self._event.set()
-        self._thread.join()
-
+from faas.wasm.turns import Turns
 
 MAX_RETIRED = 2
 """Stores that may wait for the end of a turn of the loop; the more there are, the later the last reply goes out."""
@@ -104,8 +51,8 @@ class Runtime:
         self.alive = 0
         self._slots = config.pool.slots
         self._retired: list[Callable[[], None]] = []
-        self._slices = ThreadPoolExecutor(config.guest_threads or os.cpu_count() or 1, thread_name_prefix="faas-guest")
-        self._ticker = Ticker(self.engine, config.tick_ms / 1000)
+        self._turns = Turns(config.n_guest_threads)
+        self._ticker = self._calls.Ticker(self.engine, config.tick_ms / 1000)
         for module, functions in (imports if imports is not None else HOST_IMPORTS).items():
             for name, function in functions.items():
                 self._define(module.encode(), name.encode(), function)
@@ -165,7 +112,7 @@ class Runtime:
         return Fiber(
             self.engine,
             self._calls,
-            self._slices,
+            self._turns,
             self._ticker.wake,
             wasi_context,
             memory_limit_bytes=memory_limit_bytes,
@@ -196,7 +143,7 @@ class Runtime:
     def close(self) -> None:
         """Stop the ticker and the guest threads; templates must be closed before."""
         self._delete_retired()
-        self._slices.shutdown(wait=True, cancel_futures=True)
+        self._turns.close()
         self._ticker.stop()
         capi.linker_delete(self._linker)
         self._engine_owner.close()

@@ -8,13 +8,15 @@ from faas.wasm import capi
 class Template:
     """A linked module, ready to be instantiated any number of times (``InstancePre``); lives until ``close``."""
 
-    __slots__ = ("_module", "has_initialize", "pre")
+    __slots__ = ("_module", "has_initialize", "pre", "slow")
 
     def __init__(self, pre: int, module: int) -> None:
         self.pre = pre
         self._module = module
         self.has_initialize: bool | None = None
         """Whether instances export ``_initialize``; found at the first one."""
+        self.slow: dict[bytes, float] = {}
+        """Functions that used up a time slice, and until when (``time.monotonic``) they are taken to do so again."""
 
     def close(self) -> None:
         """Free the code; instances that are alive keep what they use."""

@@ -30,7 +30,7 @@ from faas.wasm.engine import EngineProfile, new_engine
 from faas.wasm.fiber import Fiber
 from faas.wasm.host import HostFunction
 from faas.wasm.memory import MemoryFaultError
-from faas.wasm.runtime import MAX_RETIRED, Runtime, Ticker
+from faas.wasm.runtime import MAX_RETIRED, Runtime
 from faas.wasm.template import Template
 
 SLOTS = 40
@@ -399,15 +399,15 @@ async def test_what_fails_in_a_pause_ends_the_guest(runtime: Runtime, template: 
 
 
 def test_the_ticker_sleeps_when_nothing_runs_and_wakes_for_the_next_guest(runtime: Runtime) -> None:
-    ticker = Ticker(runtime.engine, 0.0001)
+    ticker = runtime._calls.Ticker(runtime.engine, 0.0001)
     try:
         deadline = time.monotonic() + 5
         for _ in range(2):
-            while not ticker._asleep:
+            while not ticker.asleep:
                 assert time.monotonic() < deadline
                 time.sleep(0.001)
             ticker.wake()
-            while ticker._asleep:
+            while ticker.asleep:
                 assert time.monotonic() < deadline
                 time.sleep(0.0001)
     finally:
@@ -417,7 +417,7 @@ def test_the_ticker_sleeps_when_nothing_runs_and_wakes_for_the_next_guest(runtim
 
 async def test_a_spinning_guest_is_ended_after_a_long_silence_too(runtime: Runtime, template: Template) -> None:
     async with asyncio.timeout(5):
-        while not runtime._ticker._asleep:
+        while not runtime._ticker.asleep:
             await asyncio.sleep(0.01)
     with pytest.raises(CpuLimitError):
         await call(runtime, template, "loop", results=0, cpu_limit_s=0.05)
@@ -451,6 +451,38 @@ async def test_a_guest_without_memory_can_run_but_not_be_read(runtime: Runtime) 
 def test_a_library_without_a_symbol_that_we_need_is_named() -> None:
     with pytest.raises(ConfigError, match="no_such_symbol"):
         capi._bind(capi._held, "no_such_symbol", None)
+
+
+# --- functions that take long ----------------------------------------------------------------------------------------
+
+
+async def test_a_function_that_used_up_its_slices_begins_in_the_pool_the_next_time(
+    runtime: Runtime, template: Template
+) -> None:
+    template.slow.clear()
+    with pytest.raises(CpuLimitError):
+        await call(runtime, template, "loop", results=0, cpu_limit_s=0.01)
+    assert set(template.slow) == {b"loop"}
+    async with instance(runtime, template, cpu_limit_s=0.01) as fiber:
+        used_ns: list[int] = []
+
+        async def note() -> None:
+            used_ns.append(fiber.cpu_ns)
+
+        fiber.before_wait = note
+        before_ns = fiber.cpu_ns
+        with pytest.raises(CpuLimitError):
+            await fiber.call(b"loop")
+        assert used_ns[0] == before_ns  # it had to wait before its first slice
+    template.slow.clear()
+
+
+async def test_a_function_that_is_quick_in_the_pool_comes_back(runtime: Runtime, template: Template) -> None:
+    template.slow[b"count"] = time.monotonic() + 60
+    async with instance(runtime, template) as fiber:
+        fiber.cpu_ns = 0
+        assert await fiber.call(b"count", results=1) == 1
+    assert b"count" not in template.slow
 
 
 # --- closing --------------------------------------------------------------------------------------------------------
