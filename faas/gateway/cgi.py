@@ -6,6 +6,7 @@ Source: RFC 3875; WAGI for the X_* variables.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from urllib.parse import unquote_to_bytes
@@ -16,6 +17,7 @@ from faas.errors import MalformedResponseError
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 200
+_REMEMBERED_BYTES = 256
 
 _BLANK_LINE = re.compile(rb"\r?\n\r?\n")
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -72,6 +74,11 @@ def parse_head(block: bytes) -> ResponseHead:
 
     Raises: MalformedResponseError, naming the line that is wrong.
     """
+    # Most functions write the same few bytes each time.
+    return _remembered(block) if len(block) <= _REMEMBERED_BYTES else _parse_head(block)
+
+
+def _parse_head(block: bytes) -> ResponseHead:
     status: tuple[int, str | None] | None = None
     location: str | None = None
     headers: list[tuple[str, str]] = []
@@ -115,6 +122,9 @@ def parse_head(block: bytes) -> ResponseHead:
             status = (302, None)
     code, reason = status or (200, None)
     return ResponseHead(code, reason, tuple(headers), content_length=length)
+
+
+_remembered = functools.lru_cache(maxsize=256)(_parse_head)
 
 
 def _status(value: str, earlier: tuple[int, str | None] | None) -> tuple[int, str | None]:
