@@ -2,9 +2,11 @@
 ``make soak``: hours in minutes: mixed load while processes are killed and functions come and go; nothing may be lost.
 
 At moments that a seed fixes, a worker or the model server is killed with SIGKILL. Meanwhile functions are deployed
-again and again, each time with a mark that they answer with, and removed. Every answer is checked: against what was
-acknowledged when its request was sent, and against the kills, which excuse some errors for some time. In the end,
-memory and descriptors have to be what they were.
+again and again, each time with a mark that they answer with, and removed; others have a warm pool and reuse, a
+``max_concurrency`` of 1, a reservation. Every answer is checked: against what was acknowledged when its request was
+sent, and against the kills, which excuse some errors for some time. In the end no permit may be missing, and memory
+and descriptors have to be what they were: those of the control process and of one worker, which both live long enough
+to tell, and those of model servers of the same age.
 """
 
 from __future__ import annotations
@@ -49,11 +51,25 @@ N_WORKERS = 2
 NAMES = ("mark-a", "mark-b", "mark-c")
 """Functions that are deployed and removed all the time."""
 
+ALONE = "alone"
+"""The function with a ``max_concurrency`` of 1."""
+SPECIAL: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"name": "pooled", "warm": {"max": 2, "reuse": 3}}, "hello-reactor/hello-reactor.wasm"),
+    ({"name": ALONE, "limits": {"max_concurrency": 1}}, "bad/sleeper.wasm"),
+    ({"name": "reserved", "limits": {"reserved_concurrency": 4}}, "hello-reactor/hello-reactor.wasm"),
+)
+"""Manifests of functions with settings of their own, and their modules."""
+
 KILL_PAUSE_S = (8.0, 16.0)
+SPARED = 0
+"""The worker that is not killed after the first fifth, so that it lives long enough to see if it grows."""
 MODEL_SHARE = 0.35
 """Of the kills, so many are the model server's."""
+SURELY_KILLED_S = 300.0
+"""In a soak of this length the model server has to be killed, or it was no test of that."""
 DEPLOY_PAUSE_S = (0.5, 3.0)
 REMOVAL_SHARE = 0.2
+REST_S = 10.0
 SETTLE_S = 5.0
 """Nothing is killed in the last seconds: all is to be served when the load ends."""
 REPLACED_WITHIN_S = 30.0
@@ -64,6 +80,10 @@ MODEL_EXCUSE_S = 15.0
 
 SAMPLE_S = 5.0
 MEMORY_SHARE, MEMORY_BYTES = 0.1, 8e6
+WORKER_BYTES, MODEL_SERVER_BYTES = 16e6, 32e6
+"""The margins of the spared worker and of the model server, whose memory goes up and down with their requests."""
+AGED_S = 10.0
+"""Model servers die too often to be compared with themselves; from this age on they are compared with each other."""
 DESCRIPTORS_SHARE, DESCRIPTORS = 0.1, 16.0
 """Flat means: the median of the last fifth is above that of the second fifth by no more than this share and this."""
 
@@ -178,6 +198,7 @@ class Process:
     rss: int
     pss: int
     descriptors: int
+    pid: int = 0
 
 
 @dataclass(frozen=True)
@@ -203,6 +224,31 @@ def fifths(values: Sequence[float]) -> tuple[float, float]:
     return (statistics.median(second) if second else math.nan, statistics.median(last) if last else math.nan)
 
 
+def of_process(samples: Sequence[Sample], pid: int, number: str) -> list[float]:
+    """Return a *number* of one process in each of *samples*; NaN where it did not live."""
+    found = [[p for p in sample.processes if p.pid == pid] for sample in samples]
+    return [float(getattr(each[0], number)) if each else math.nan for each in found]
+
+
+def long_lived(samples: Sequence[Sample], role: str) -> list[int]:
+    """Return the processes of a *role* that are in every sample from the first fifth's last one to the end."""
+    lives = [{p.pid for p in sample.processes if p.role == role} for sample in samples[max(0, len(samples) // 5 - 1) :]]
+    return sorted(set.intersection(*lives)) if lives else []
+
+
+def aged(samples: Sequence[Sample], role: str, number: str, age_s: float) -> list[float]:
+    """Return the mean of a *number* over the processes of a *role* that have lived so long; NaN where there is none."""
+    born: dict[int, float] = {}
+    values = []
+    for sample in samples:
+        old = []
+        for process in sample.processes:
+            if process.role == role and sample.at_s - born.setdefault(process.pid, sample.at_s) >= age_s:
+                old.append(float(getattr(process, number)))
+        values.append(statistics.fmean(old) if old else math.nan)
+    return values
+
+
 def is_flat(values: Sequence[float], share: float, margin: float) -> bool:
     """Return whether the last fifth is no more than *share* and *margin* above the second; not if one is missing."""
     second, last = fifths(values)
@@ -220,7 +266,7 @@ def processes(host: Host) -> list[Process]:
             role = "control" if pid == host.pid else role
             if role:
                 sizes = parse_rollup((folder / "smaps_rollup").read_text())
-                found.append(Process(role, sizes["Rss"], sizes["Pss"], len(os.listdir(folder / "fd"))))
+                found.append(Process(role, sizes["Rss"], sizes["Pss"], len(os.listdir(folder / "fd")), pid))
     return found
 
 
@@ -248,6 +294,8 @@ class Soak:
         self.n_deploys = 0
         self.n_removals = 0
         self.deploys_s: list[float] = []
+        self.slept_s = 0.0
+        """So long all answered requests of the function with one instance slept, and nothing else may run beside."""
         self._folder = folder
         self._began = 0.0
         self._n_requests = 0
@@ -276,6 +324,9 @@ class Soak:
                 *(self._call("echo", kept, _echo, number, 0.02) for number in range(2)),
                 self._call("primes", fresh, _primes, 0, 0.05),
                 *(self._call("sleeper", fresh, _sleeper, number, 0.01) for number in range(4)),
+                *(self._call("pooled, reused", fresh, _reactor("pooled"), number, 0.02) for number in range(2)),
+                *(self._call("max_concurrency = 1", fresh, self._alone, number, 0.005) for number in range(3)),
+                *(self._call("reserved", fresh, _reactor("reserved"), number, 0.02) for number in range(2)),
                 *(self._call(name, fresh, self._marked(name), 0, 0.02) for name in NAMES),
                 *(self._deploy(name) for name in NAMES),
                 self._kill(),
@@ -348,6 +399,14 @@ class Soak:
 
         return probe
 
+    async def _alone(self, session: aiohttp.ClientSession, numbers: random.Random) -> tuple[Fate, str]:
+        """One of these runs at a time on the whole host, so all of them together sleep no longer than the soak."""
+        ms = numbers.randrange(5, 60)
+        fate, what = await _plain(session, "GET", f"/{ALONE}?{ms}", None, f"slept {ms} ms\n".encode())
+        if fate is Fate.RIGHT:
+            self.slept_s += ms / 1000
+        return fate, what
+
     async def _chat(self, session: aiohttp.ClientSession, numbers: random.Random) -> tuple[Fate, str]:
         """A greedy answer is the same each time, by whichever model server."""
         prompt = numbers.choice(PROMPTS)
@@ -418,6 +477,8 @@ class Soak:
             if self.with_models and of_model:
                 victim, pid = Victim.MODEL_SERVER, int(status["model_server"]["pid"])
             else:
+                if which == SPARED and self._now() > self.seconds / 5 - SAMPLE_S:
+                    which = 1 - SPARED
                 victim, pid = Victim.WORKER, int(status["workers"][which]["pid"])
             self.kills.append(Kill(victim, pid, self._now()))
             os.kill(pid, signal.SIGKILL)
@@ -472,6 +533,13 @@ async def _primes(session: aiohttp.ClientSession, numbers: random.Random) -> tup
 async def _sleeper(session: aiohttp.ClientSession, numbers: random.Random) -> tuple[Fate, str]:
     ms = numbers.randrange(50, 1000)
     return await _plain(session, "GET", f"/sleeper?{ms}", None, f"slept {ms} ms\n".encode())
+
+
+def _reactor(name: str) -> Probe:
+    async def probe(session: aiohttp.ClientSession, _: random.Random) -> tuple[Fate, str]:
+        return await _plain(session, "GET", f"/{name}", None, b"hello world\n")
+
+    return probe
 
 
 async def _plain(
@@ -540,26 +608,35 @@ def _soaked(soak: Soak, console: Console) -> list[Finding]:
     for name, module in {"hello": "hello-c", "echo": "echo-c", "primes": "primes"}.items():
         host.deploy({"name": name}, FUNCTIONS / module / f"{module}.wasm")
     host.deploy({"name": "sleeper"}, FUNCTIONS / "bad" / "sleeper.wasm")
+    for special, path in SPECIAL:
+        host.deploy(special, FUNCTIONS / path)
     if soak.with_models:
         for name in ("chat", "embed"):
             manifest = {"name": name, "limits": {"timeout_s": _TIMEOUT_S}, "capabilities": {"models": ["default"]}}
             host.deploy(manifest, FUNCTIONS / name / f"{name}.wasm")
         request(host.public_url, "POST", "/embed", b"The model is loaded now.")
     console.print(f"soaking {host.public_url} for {soak.seconds:g} s, seed {soak.seed} ...")
+    began = time.monotonic()
     asyncio.run(soak.run())
+    took_s = time.monotonic() - began
     lost = _lost(soak)
-    metrics = host.metrics()
+    unserved = _unserved(soak)
+    active, queued, metrics = _at_rest(host)
     host.stop()
     host.start()
     lost_by_restart = _lost(soak)
     host.stop()
-    for when, names in (("at the end", lost), ("after a restart", lost_by_restart)):
+    for when, names in (("at the end", lost + unserved), ("after a restart", lost_by_restart)):
         for name in names:
             soak.wrong(f"{when}, {name}")
     restarts = sum(value for name, value in metrics.items() if name.startswith("faas_worker_restarts_total"))
     n_workers = sum(kill.victim is Victim.WORKER for kill in soak.kills)
     n_models = len(soak.kills) - n_workers
     model_restarts = metrics.get("faas_model_server_restarts", 0.0)
+    warm_starts = {
+        result: metrics.get(f'faas_warm_starts_total{{function="pooled",result="{result}"}}', 0.0)
+        for result in ("hit", "miss")
+    }
     n_unexcused = sum(tally["not excused"] for tally in soak.tallies.values())
     return [
         Finding("acknowledged deploys; removals", f"{soak.n_deploys}; {soak.n_removals}"),
@@ -570,6 +647,22 @@ def _soaked(soak: Soak, console: Console) -> list[Finding]:
         Finding("functions not as acknowledged, at the end", str(len(lost)), "0", not lost),
         Finding("  and after a restart", str(len(lost_by_restart)), "0", not lost_by_restart),
         Finding("wrong answers, and errors without a kill", str(n_unexcused), "0", n_unexcused == 0),
+        Finding(
+            "seconds that requests with max_concurrency = 1 slept, of those there were",
+            f"{soak.slept_s:.1f} of {took_s:.1f}",
+            "some, no more",
+            0 < soak.slept_s <= took_s,
+        ),
+        Finding("functions that do not answer at the end", str(len(unserved)), "0", not unserved),
+        Finding(
+            "permits in use; requests waiting, at rest", f"{active:.0f}; {queued:.0f}", "0; 0", active == queued == 0
+        ),
+        Finding(
+            "requests of the warm pool: an instance was ready; was not",
+            f"{warm_starts['hit']:.0f}; {warm_starts['miss']:.0f}",
+            "some were",
+            warm_starts["hit"] > 0,
+        ),
         Finding(
             "workers replaced, of those killed",
             f"{restarts:.0f} of {n_workers}",
@@ -582,7 +675,7 @@ def _soaked(soak: Soak, console: Console) -> list[Finding]:
                     "model servers replaced, of those killed",
                     f"{model_restarts:.0f} of {n_models}",
                     "all, no more",
-                    model_restarts == n_models,
+                    model_restarts == n_models and (n_models > 0 or soak.seconds < SURELY_KILLED_S),
                 )
             ]
             if soak.with_models
@@ -609,8 +702,33 @@ def _lost(soak: Soak) -> list[str]:
     return lost
 
 
+def _unserved(soak: Soak) -> list[str]:
+    """Return the functions with settings of their own that some worker does not answer for."""
+    found = []
+    for manifest, _ in SPECIAL:
+        name = str(manifest["name"])
+        replies = [request(soak.host.public_url, "GET", f"/{name}?1") for _ in range(8 * N_WORKERS)]
+        if bad := [(status, body[:200]) for status, body, _ in replies if status != 200]:
+            found.append(f"{name}: {bad[0][0]} {bad[0][1]!r}")
+    return found
+
+
+def _at_rest(host: Host) -> tuple[float, float, dict[str, float]]:
+    """Return permits in use and requests waiting once nothing is asked, and all metrics; workers report in seconds."""
+    until = time.monotonic() + REST_S
+    while True:
+        metrics = host.metrics()
+        active, queued = (
+            sum(value for name, value in metrics.items() if name.startswith(f"faas_worker_{what}{{"))
+            for what in ("active", "queued")
+        )
+        if active == queued == 0 or time.monotonic() > until:
+            return active, queued, metrics
+        time.sleep(_POLL_S)
+
+
 def _flatness(soak: Soak) -> list[Finding]:
-    """Return whether memory of the control process and descriptors of all are what they were."""
+    """Return whether memory and descriptors are what they were, where a process lived long enough to tell."""
     roles = ("control", "worker", *(("model server",) if soak.with_models else ()))
     found = []
     for number in ("rss", "pss"):
@@ -624,6 +742,9 @@ def _flatness(soak: Soak) -> list[Finding]:
                 is_flat(values, MEMORY_SHARE, MEMORY_BYTES),
             )
         )
+        found += _growth_of_workers(soak, number)
+        if soak.with_models:
+            found.append(_growth_of_model_servers(soak, number))
     for role in roles:
         values = [sample.of(role, "descriptors") for sample in soak.samples]
         second, last = fifths(values)
@@ -636,6 +757,32 @@ def _flatness(soak: Soak) -> list[Finding]:
             )
         )
     return found
+
+
+def _growth_of_workers(soak: Soak, number: str) -> list[Finding]:
+    """Return how a number of each worker that was not killed went; one has to be there."""
+    promise = f"≤ +{MEMORY_SHARE:.0%} and {WORKER_BYTES / 1e6:g} MB"
+    what = f"{number.upper()} of a worker that lived on, second / last fifth"
+    found = []
+    for pid in long_lived(soak.samples, "worker"):
+        values = of_process(soak.samples, pid, number)
+        second, last = fifths(values)
+        measured = f"{second / 1e6:.1f} / {last / 1e6:.1f} MB"
+        found.append(Finding(what, measured, promise, is_flat(values, MEMORY_SHARE, WORKER_BYTES)))
+    return found or [Finding(what, "no worker lived on", promise, holds=False)]
+
+
+def _growth_of_model_servers(soak: Soak, number: str) -> Finding:
+    """Return how a number of the model servers went; without any that lived long enough it is no promise."""
+    values = aged(soak.samples, "model server", number, AGED_S)
+    second, last = fifths(values)
+    known = not math.isnan(second + last)
+    return Finding(
+        f"{number.upper()} of model servers over {AGED_S:g} s old, second / last fifth",
+        f"{second / 1e6:.1f} / {last / 1e6:.1f} MB" if known else "none lived so long",
+        f"≤ +{MEMORY_SHARE:.0%} and {MODEL_SERVER_BYTES / 1e6:g} MB" if known else "",
+        not known or is_flat(values, MEMORY_SHARE, MODEL_SERVER_BYTES),
+    )
 
 
 def _table(soak: Soak, findings: Sequence[Finding]) -> Table:

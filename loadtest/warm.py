@@ -20,6 +20,12 @@ from loadtest.report import percentile, server_timing
 
 ROUNDS = 2
 """How often each of cold and warm has its turn, one after the other: A B A B."""
+LEAST_HITS = 0.9
+MOST_OF_START = 0.5
+"""Where a pool is to pay, a start takes at most this part of a cold one, at the median."""
+MOST_LATE = 1.25
+MOST_LATE_MS = 0.2
+"""Where it can't, a request takes no more than this times a cold one's time and this, at the median."""
 _WARM_UP = 20
 
 # Like an interpreter: 8 MiB of its memory are filled, and 10 million rounds of arithmetic done, before the first
@@ -47,11 +53,13 @@ class Case:
     n_requests: int
     pause_ms: float
     warm: dict[str, int]
+    pays: bool = False
+    """The host has the time to make an instance before the next request, and one takes much longer than a request."""
 
 
 CASES = (
-    Case("expensive start, a pause of 30 ms", "interpreter", 300, 30, {"max": 4}),
-    Case("expensive start, a pause of 30 ms, reused", "interpreter", 300, 30, {"max": 4, "reuse": 1000}),
+    Case("expensive start, a pause of 30 ms", "interpreter", 300, 30, {"max": 4}, pays=True),
+    Case("expensive start, a pause of 30 ms, reused", "interpreter", 300, 30, {"max": 4, "reuse": 1000}, pays=True),
     Case("expensive start, no pause", "interpreter", 300, 0, {"max": 4}),
     Case("hello, a pause of 5 ms", "hello", 1000, 5, {"max": 4}),
     Case("hello, no pause", "hello", 4000, 0, {"max": 4}),
@@ -69,11 +77,12 @@ class Seen:
 
 
 def main() -> int:
-    """Measure all cases on one worker and print a table."""
+    """Measure all cases on one worker and print a table; return 0 when every promise holds, else 1."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.warm", description=__doc__)
     parser.add_argument("--only", help="run just the cases whose names hold this")
     only = parser.parse_args().only
     console = new_console()
+    broken: list[str] = []
     table = Table(title="cold starts beside warm pools: one worker, one client, A B A B")
     for column in ("case", "side", "start p50", "start p99", "request p50", "request p99", "hits", "CPU per request"):
         table.add_column(column)
@@ -84,10 +93,31 @@ def main() -> int:
             for case in CASES:
                 if only is None or only in case.what:
                     console.print(f"{case.what} ...")
-                    for side, seen in _measure(host, case, modules[case.module]).items():
+                    sides = _measure(host, case, modules[case.module])
+                    for side, seen in sides.items():
                         table.add_row(case.what, side, *_cells(seen))
+                    broken += broken_by(case, **sides)
     console.print(table)
-    return 0
+    for what in broken:
+        console.print(what, style="red", markup=False)
+    return 1 if broken else 0
+
+
+def broken_by(case: Case, *, cold: Seen, warm: Seen) -> list[str]:
+    """Return the promises that were not kept: a pool saves starts where it can, and costs next to nothing elsewhere."""
+    broken = []
+    if case.pays:
+        hits, start, cold_start = warm.n_hits / len(warm.start), percentile(warm.start, 50), percentile(cold.start, 50)
+        if not hits >= LEAST_HITS:
+            broken.append(f"{case.what}: an instance was ready for {hits:.0%} of requests, not for {LEAST_HITS:.0%}")
+        if not start <= MOST_OF_START * cold_start:
+            broken.append(
+                f"{case.what}: a start takes {start:.3f} ms, not half of the {cold_start:.3f} ms of a cold one"
+            )
+    whole, bound = percentile(warm.whole, 50), MOST_LATE * percentile(cold.whole, 50) + MOST_LATE_MS
+    if not whole <= bound:
+        broken.append(f"{case.what}: a request takes {whole:.3f} ms, more than {bound:.3f} ms: the pool costs time")
+    return broken
 
 
 def _measure(host: Host, case: Case, module: Path) -> dict[str, Seen]:

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 
 from faas.clock import Clock, SystemClock
-from faas.errors import BusyError, ConcurrencyLimitError, OverloadedError, PeerGoneError
+from faas.errors import BusyError, ConcurrencyLimitError, FunctionNotFoundError, OverloadedError, PeerGoneError
 from faas.wire.messages import Share, Shares, first_share
 
 SMOOTHING = 0.2
@@ -27,6 +27,9 @@ SMOOTHING = 0.2
 MAX_RETRY_AFTER_S = 60.0
 HOLD_S = 0.05
 """So long a worker keeps a permit that another one lacks, if it has work for it and no more than its part."""
+LENDING_S = 0.1
+"""So long after its first request began to wait a function may still get what other workers don't use: that takes some
+milliseconds, or more while the processors are busy with something else."""
 
 
 class Permits:
@@ -44,6 +47,7 @@ class Permits:
         "max_queue",
         "name",
         "queue_timeout_s",
+        "removed",
         "reserved",
         "service_s",
         "share",
@@ -51,6 +55,7 @@ class Permits:
         "turn",
         "used",
         "waiting",
+        "waits_since",
         "wanted",
         "weight",
     )
@@ -68,6 +73,8 @@ class Permits:
         self.used = 0
         self.waiting: deque[asyncio.Future[bool]] = deque()  # true: a permit; false: the place is somebody else's
         self.since = 0
+        self.waits_since = 0.0
+        """When the first of those that wait came, by the clock of ``Admission``."""
         self.turn = 0
         self.service_s = 0.0
         """The moving average of how long a permit was held, in seconds; 0 until one came back."""
@@ -77,6 +84,7 @@ class Permits:
         """So many permits others want, as far as the control process said."""
         self.given = 0
         self.changed_at = 0.0
+        self.removed = False
 
     @property
     def n_kept_free(self) -> int:
@@ -123,6 +131,8 @@ class Admission:
         self._entitled = _Ranking()
         self._ordinary = _Ranking()
         self._longest = _Ranking()  # all that wait, by who gives a place up next
+        # The functions that wait and lack a permit as well as a slot; those below what they reserved, others.
+        self._held_back: dict[bool, dict[Permits, None]] = {True: {}, False: {}}
         self._idle: list[asyncio.Future[None]] = []
         self._untold: dict[str, Permits] = {}
         self._news = asyncio.Event()
@@ -166,10 +176,22 @@ class Admission:
         return permits
 
     def forget(self, name: str) -> None:
-        """Keep nothing for function *name* any more; its requests in flight keep their permits."""
+        """
+        Keep nothing for function *name* any more, and lend nothing; its requests in flight keep their permits.
+
+        Those that wait get these one after the other; where this worker has none, they are refused: none will come.
+        """
         permits = self._functions.pop(name)
         self._reserved_free -= permits.n_kept_free
-        permits.reserved = 0
+        permits.removed, permits.reserved = True, 0
+        permits.wanted = permits.asked = 0
+        for held_back in self._held_back.values():
+            held_back.pop(permits, None)
+        while permits.waiting and not permits.share:
+            turn = permits.waiting.popleft()
+            if not turn.done():
+                turn.set_result(False)
+            self._went(permits)
         if permits.waiting:
             self._rank(permits)
         self._hand_out()
@@ -188,10 +210,12 @@ class Admission:
         Wait for a permit; the caller gives it back by ``release``.
 
         Raises: ConcurrencyLimitError if it is the function that is busy, else OverloadedError: at once when the queue
-        is full or too slow, or after the queue's timeout.
+        is full or too slow, or after the queue's timeout; FunctionNotFoundError if the function was removed.
         """
         if self.try_acquire(permits):
             return
+        if permits.removed and not permits.share:
+            raise _removed(permits)
         self.shed(permits)
         timeout_s = self._timeout(permits)
         turn = self._queue(permits)
@@ -207,6 +231,8 @@ class Admission:
                 raise self._refusal(permits, f"no instance became free within {timeout_s:g} s") from exc
             raise
         if not admitted:
+            if permits.removed and not permits.share:
+                raise _removed(permits)
             raise OverloadedError(
                 "too many requests wait on this worker, and most of them for this function; try again later",
                 retry_after_s=self._retry_after_s(permits),
@@ -247,8 +273,10 @@ class Admission:
         return min(self._reserved_free, self.slots // 2)
 
     def _may_take(self, permits: Permits) -> bool:
-        if permits.used >= permits.share:
-            return False
+        return permits.used < permits.share and self._has_slot(permits)
+
+    def _has_slot(self, permits: Permits) -> bool:
+        """Return whether a slot is free that *permits* may take."""
         if permits.used < permits.reserved:
             return self.active < self.slots
         return self.active + self._kept_free < self.slots
@@ -268,6 +296,7 @@ class Admission:
         if len(permits.waiting) == 1:
             self._n_came += 1
             permits.since = self._n_came
+            permits.waits_since = self._clock.monotonic()
             self._waiting_weight += permits.weight
             self._rank(permits)
         self._longest.put(permits, (-len(permits.waiting) / permits.weight,))
@@ -284,6 +313,10 @@ class Admission:
                 self._take(permits)
                 turn.set_result(True)
             self._went(permits)
+            if permits.waiting:
+                self._want(permits)  # so far a slot was all that it lacked
+        if self._n_workers > 1:
+            self._want_held_back()
 
     def _next(self) -> Permits | None:
         """Return the function to serve next; None if none that waits can take a slot."""
@@ -316,6 +349,8 @@ class Admission:
         if permits.wanted:
             permits.wanted = 0
             self._tell(permits)
+        if permits.asked:
+            self._give(permits)  # what was kept for those that waited
 
     def _rank(self, permits: Permits) -> None:
         """Put a function where ``_next`` finds it, or take it away if it could not run another one."""
@@ -343,7 +378,8 @@ class Admission:
         if permits.max_queue is not None and len(permits.waiting) >= permits.max_queue:
             raise self._refusal(permits, f"{len(permits.waiting)} requests already wait for this function")
         # Those that run now end some time within their service time, so their number of waiters may well be lucky.
-        if len(permits.waiting) >= max(1, permits.used) and self._expected_wait_s(permits) > timeout_s:
+        n_running = self._most_here(permits) if self._may_borrow(permits) else permits.used
+        if len(permits.waiting) >= max(1, n_running) and self._expected_wait_s(permits) > timeout_s:
             raise self._refusal(permits, f"the queue of this function is longer than its {timeout_s:g} s")
         if self.queued >= self._max_queue and not self._displace(permits):
             raise self._refusal(permits, f"{self.queued} requests already wait on this worker")
@@ -369,8 +405,22 @@ class Admission:
         if share < permits.share:  # it is others who hold it up: it has its fair part of the slots coming
             weight = self._waiting_weight + (0 if permits.waiting else permits.weight)
             share = max(share, min(permits.share, self.slots * permits.weight // weight))
+        elif self._may_borrow(permits):
+            share = self._most_here(permits)
+        else:  # what others have of its part comes back with their next requests that end
+            share = max(share, min(self.slots, permits.limit // self._n_workers))
         # As many leave in each service time.
         return (len(permits.waiting) + 1) * service_s / max(1, share)
+
+    def _may_borrow(self, permits: Permits) -> bool:
+        """Return whether the function lacks permits that may lie idle elsewhere: nobody has had the time to say."""
+        if permits.removed or not permits.used >= permits.share < permits.limit or not self._has_slot(permits):
+            return False
+        return not permits.waiting or self._clock.monotonic() - permits.waits_since < LENDING_S
+
+    def _most_here(self, permits: Permits) -> int:
+        """Return how many this worker would run with all permits of the host."""
+        return min(permits.limit, self.slots)
 
     def _retry_after_s(self, permits: Permits) -> float:
         return min(MAX_RETRY_AFTER_S, self._expected_wait_s(permits) or 1.0)
@@ -390,6 +440,7 @@ class Admission:
 
     def lent(self, shares: Mapping[str, Share]) -> None:
         """Go by what the control process says: permits granted to this worker, and how many others want."""
+        told: list[Permits] = []
         for name, share in shares.items():
             permits = self._functions.get(name)
             if permits is None or permits.limit != share.limit:
@@ -397,14 +448,18 @@ class Admission:
             self._regrant(permits, share.n_given)
             permits.wanted = max(0, permits.wanted - share.n_given)
             permits.asked = share.n_wanted
+            told.append(permits)
+            if permits.waiting:
+                self._rank(permits)
+        # What came is handed out before anything is given: else two workers that lack permits give back at once, since
+        # the other one lacks them, what an idle one lent them, and it goes to and fro between them, unused.
+        self._hand_out()
+        for permits in told:
             self._give(permits)
             if permits.waiting:
                 self._rank(permits)
-        self._hand_out()
-        for name in shares:
-            permits = self._functions.get(name)
-            if permits is not None:
-                self._want(permits)
+            self._want(permits)
+        self._hand_out()  # a slot that was kept free for a permit that is given away
 
     def begin_with(self, n_permits: Mapping[str, int]) -> None:
         """Begin with these shares where permits were lent before this worker began; to be called before any request."""
@@ -434,18 +489,29 @@ class Admission:
         return Shares(told)
 
     def _tell(self, permits: Permits) -> None:
-        if self._n_workers > 1:
+        if self._n_workers > 1 and not permits.removed:
             self._untold[permits.name] = permits
             self._news.set()
 
     def _want(self, permits: Permits, at_least: int = 0) -> None:
         """Have it known if more requests wait than known, for permits that other workers have."""
-        if permits.used < permits.share or permits.share >= permits.limit:
+        if permits.used < permits.share or permits.share >= permits.limit or permits.removed:
+            return
+        if not self._has_slot(permits):  # here it would lie idle, and elsewhere it may be lacking
+            self._held_back[permits.used < permits.reserved][permits] = None
             return
         wanted = min(max(at_least, len(permits.waiting)), permits.limit - permits.share)
         if wanted > permits.wanted:
             permits.wanted = wanted
             self._tell(permits)
+
+    def _want_held_back(self) -> None:
+        """Have it known what is wanted by those that were held back for want of a slot, now that one is free."""
+        for reserved, held_back in self._held_back.items():
+            while held_back and self.active + (0 if reserved else self._kept_free) < self.slots:
+                permits, _ = held_back.popitem()
+                if permits.waiting:
+                    self._want(permits)
 
     def _give(self, permits: Permits) -> None:
         """Give back what others want: what is idle; of what is busy here, what is more than this worker's part."""
@@ -479,6 +545,12 @@ class Admission:
             permits.share += n_more
             self._reserved_free += permits.n_kept_free
             permits.changed_at = self._clock.monotonic()
+
+
+def _removed(permits: Permits) -> FunctionNotFoundError:
+    return FunctionNotFoundError(
+        f"function {permits.name} was removed while this request waited; `faas list` shows those that are deployed"
+    )
 
 
 class _Ranking:

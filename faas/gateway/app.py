@@ -30,7 +30,7 @@ from faas.errors import (
 from faas.gateway.admission import Admission
 from faas.gateway.call import Call, break_connection
 from faas.gateway.command import LocalRedirect, serve_command
-from faas.gateway.http import ask_if_closed, awaits_body
+from faas.gateway.http import ask_if_closed, awaited_body_until
 from faas.gateway.journal import Journal
 from faas.gateway.lane import MAX_BODY_BYTES, SOFTWARE, Answer, Lane, Reply
 from faas.gateway.live import LiveTable, Served
@@ -232,7 +232,7 @@ class Gateway:
         except TimeoutError:
             if answer is not None:
                 break_connection(call.request)
-            if awaits_body(call.request):
+            if awaited_body_until(call.request, deadline):
                 late: FaasError = RequestTimeoutError(
                     f"the request body did not come within {timeout_s:g} s; send it faster"
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from typing import Any, NamedTuple
@@ -143,6 +144,7 @@ class RequestBody:
         pace = getattr(self._protocol, "body_pace", None)
         self._pace = pace if isinstance(pace, BodyPace) else BodyPace()
         self._waited_s = 0.0
+        self._silent_s = 0.0  # of that, since something came: a guest that polls waits many times
         length = request.content_length
         if length is not None and length > max_bytes:
             raise _too_large(max_bytes)
@@ -179,22 +181,28 @@ class RequestBody:
 
     async def _next(self) -> bytes:
         timeout_s, min_bytes_per_s = self._pace
-        patience_s = timeout_s
+        patience_s = timeout_s - self._silent_s
         if min_bytes_per_s:
             earned_s = max(timeout_s, self._received_bytes / min_bytes_per_s)
-            patience_s = min(timeout_s, max(0.0, earned_s - self._waited_s))
+            patience_s = min(patience_s, earned_s - self._waited_s)
+        protocol = self._protocol
+        protocol.body_awaited_until = math.inf
         began = time.monotonic()
-        self._protocol.awaits_body = True
+        came = False
         try:
-            async with asyncio.timeout(patience_s):
+            async with asyncio.timeout(max(0.0, patience_s)):
                 chunk = await self._content.readany()
+            came = True
         except TimeoutError as exc:
             raise RequestTimeoutError(
                 f"the request body came too slowly: nothing for {timeout_s:g} s, or less than {min_bytes_per_s} bytes "
                 "per second; send it faster"
             ) from exc
-        self._protocol.awaits_body = False
-        self._waited_s += time.monotonic() - began
+        finally:  # also where the guest has waited long enough, and goes on without
+            ended = time.monotonic()
+            self._waited_s += ended - began
+            self._silent_s = 0.0 if came else self._silent_s + ended - began
+            protocol.body_awaited_until = 0.0 if came else ended
         return chunk
 
     def invite(self) -> None:

@@ -16,7 +16,7 @@ from faas.errors import (
 from faas.gateway import cgi
 from faas.gateway.call import Call, Output, RequestBody, break_connection
 from faas.gateway.code import Code
-from faas.gateway.instance import MAX_LOG_LINE_BYTES, WARM
+from faas.gateway.instance import MAX_LOG_LINE_BYTES
 from faas.gateway.lane import SOFTWARE, Answer, Reply
 from faas.gateway.models import ModelGate
 from faas.wasi.context import GuestExit, WasiContext
@@ -197,7 +197,7 @@ async def serve_command(call: Call, runtime: Runtime, code: Code, models: ModelG
     if ready is None:
         fiber = runtime.fiber(wasi, memory_limit_bytes=limits.memory_bytes, cpu_limit_s=limits.cpu_s)
     else:
-        call.warm = WARM
+        call.warm = ready.desc
         ready.begin(call.log_line)
         fiber = ready.fiber
         fiber.wasi = wasi

@@ -121,6 +121,11 @@ class GentleTransport:
         self.closing = True
         self._cancel()
 
+    @property
+    def sent_all(self) -> bool:
+        """Whether nothing waits to be sent."""
+        return self._unsent_bytes() == 0
+
     def _period_s(self) -> float:
         return min(self._patience.linger_idle_s, self._patience.send_timeout_s)
 

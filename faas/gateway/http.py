@@ -44,13 +44,19 @@ TURNED_AWAY: Final = 64
 """Connections over the limit that wait for their client to read why."""
 LOOK_AGAIN_S: Final = 0.1
 """After a search for idle connections in vain: the next one would be in vain, too."""
+UNREAD_S: Final = 1.0
+"""How often a connection that is not read, for all that it has sent, is asked whether its client closed its end."""
+TIMER_SLACK_S: Final = 0.002
+"""How much earlier than asked for a timer may end a wait: the loop counts in milliseconds."""
+
+_END_OF_HEAD: Final = b"\r\n\r\n"
 
 _log = logging.getLogger(__name__)
 # What of a connection's inside the lane reads and writes (all slots, or methods, of its class).
 _HANDLER_PARTS = (
     "_buffer_paused", "_close", "_current_request", "_force_close", "_keepalive_handle", "_keepalive_timeout", "_loop",
-    "_messages", "_next_keepalive_close_time", "_parser", "_paused", "_payload_parser", "_process_keepalive",
-    "_request_count", "_upgraded", "_waiter", "peername",
+    "_max_msg_queue_size", "_messages", "_next_keepalive_close_time", "_parser", "_pause_reading_for_buffer", "_paused",
+    "_payload_parser", "_process_keepalive", "_request_count", "_upgraded", "_waiter", "peername",
 )  # fmt: skip
 
 
@@ -86,7 +92,7 @@ class Connection(RequestHandler):
     __slots__ = (
         "_absence", "_answered_last",
         "_body", "_deaf", "_gentle", "_half", "_has_lane", "_head_bytes", "_head_timeout_s", "_head_timer",
-        "_server", "awaits_body", "body_pace",
+        "_server", "_uncounted", "_unread_timer", "body_awaited_until", "body_pace",
     )  # fmt: skip
 
     def __init__(self, server: Server, *, head_timeout_s: float, **options: Any) -> None:
@@ -105,19 +111,22 @@ class Connection(RequestHandler):
         self._gentle: GentleTransport | None = None
         self._absence: Absence | None = None
         self._body: StreamReader | None = None  # of the last request that came
-        self._head_bytes = 0  # of a head that is not complete
+        self._head_bytes = 0  # of a head that has begun
+        self._uncounted = False  # more of it may have come with the body before it
+        self._unread_timer: asyncio.TimerHandle | None = None
         self._answered_last = True  # nobody reads that body any more
         self._deaf = False  # nothing more is taken: the client closed its end, or is not understood
         self.body_pace = server.body_pace
-        self.awaits_body = False
-        """Whether the request in progress waits for its body, or did so until its deadline."""
+        self.body_awaited_until = 0.0
+        """When the last wait for the current request's body was given up, on the loop's clock; infinity during one."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the timer: an open connection that says nothing costs a descriptor too."""
         super().connection_made(transport)
+        admitted = self._server.admit()  # before it could be taken for an idle one itself
         gentle = self._gentle = GentleTransport(cast("asyncio.Transport", transport), self._loop, self._server.patience)
         self.transport = cast("asyncio.Transport", gentle)
-        if self._server.admit():
+        if admitted:
             self._start_timer()
         else:
             gentle.lingers = self._server.may_linger()
@@ -152,7 +161,12 @@ class Connection(RequestHandler):
             self._parse(data)
         if self._current_request is not None or self._messages or self._receives_body() or self._deaf:
             self._stop_timer()
-        elif self._head_timer is None:
+        elif self._head_bytes:
+            self.expect_head()
+
+    def expect_head(self) -> None:
+        """Start the timer of a head that has begun, if there is one."""
+        if self._head_bytes and self._head_timer is None and not self._messages:
             self._start_timer()
 
     def take_half(self) -> Half | None:
@@ -164,6 +178,7 @@ class Connection(RequestHandler):
         """Return whether *data* was one plain request and has been answered; else aiohttp has got what was parsed."""
         parser, transport = self._parser, self.transport
         assert parser is not None
+        of_body = self._receives_body()
         try:
             parsed = parser.feed_data(data)
         except HttpProcessingError as exc:
@@ -175,13 +190,16 @@ class Connection(RequestHandler):
             and not upgraded
             and messages[0][1] is EMPTY_PAYLOAD
             and _is_plain(messages[0][0])
-            and len(data) <= MAX_HEAD_BYTES
+            and data.endswith(_END_OF_HEAD)
+            and self._head_bytes + len(data) <= MAX_HEAD_BYTES
+            and not (self._uncounted and _head_size(messages[0][0]) > MAX_HEAD_BYTES)
             and self._request_count + 1 < self._server.keepalive_requests
             and transport is not None
             and not transport.is_closing()
         ):
             message = messages[0][0]
             self._head_bytes = 0
+            self._uncounted = False
             try:
                 answer = begin(self._server.serve, Lane(Head(message, self, transport), inside=True))
             except asyncio.CancelledError:
@@ -194,7 +212,7 @@ class Connection(RequestHandler):
             self._half = answer
             self._hand_over(parsed)
         else:
-            self._take(parsed, len(data))
+            self._take(parsed, data, of_body)
         return False
 
     # --- what is taken ----------------------------------------------------------------------------------------------
@@ -202,28 +220,44 @@ class Connection(RequestHandler):
     def _parse(self, data: bytes) -> None:
         parser = self._parser
         assert parser is not None
+        body = self._body
+        of_body = body is not None and not body.is_eof()
+        early = of_body and not self._messages
         try:
             parsed = parser.feed_data(data)
         except HttpProcessingError as exc:
             self._refuse(exc)
-        else:
-            self._take(parsed, len(data))
+            return
+        self._take(parsed, data, of_body)
+        if early and body is not None and body.is_eof():
+            # The parser counts a request once it is complete, but this one was taken from the queue before: it would
+            # stop one short of a full queue, and nobody would have it go on.
+            parser.message_consumed()
+            if len(self._messages) == self._max_msg_queue_size - 1 and not self._deaf:
+                self._parse(b"")
 
-    def _take(self, parsed: Any, n_bytes: int) -> None:
-        """Hand on what *n_bytes* were parsed into, up to a request that is refused or the last one."""
+    def _take(self, parsed: Any, data: bytes, of_body: bool) -> None:
+        """
+        Hand on what *data* was parsed into, up to a request that is refused or the last one.
+
+        Args: *of_body*: whether *data* begins with a part of a body; empty data are what the parser had kept.
+        """
         messages, upgraded, _ = parsed
         if not messages and not upgraded:
-            if n_bytes and not self._receives_body():
-                self._head_bytes += n_bytes
+            if of_body or not data:
+                self._uncounted = True
+                self._hand_over(parsed)
+            else:
+                self._head_bytes += len(data)
                 if self._head_bytes > MAX_HEAD_BYTES:
                     self._refuse(_Refused(_too_large_head()))
-            else:
-                self._hand_over(parsed)
             return
         messages = list(messages)
+        measured = self._uncounted or not data or self._head_bytes + len(data) > MAX_HEAD_BYTES
         self._head_bytes = 0
+        self._uncounted = True
         for index, (message, payload) in enumerate(messages):
-            error = _fault(message, payload, n_bytes)
+            error = _fault(message, payload, measured=measured)
             if error is not None:
                 self._hand_over((messages[:index], False, b""))
                 self._refuse(_Refused(error))
@@ -236,11 +270,19 @@ class Connection(RequestHandler):
             message, payload = messages[-1]
             self._body = payload
             self._answered_last = False
-            if upgraded:  # to nothing that is spoken here: what follows is not read, so this is the last request
+            last = upgraded or (message.upgrade and not _ends_with_head(data, payload))
+            if last:  # to nothing that is spoken here: what follows is not read, so this is the last request
                 messages[-1] = (message._replace(should_close=True), payload)
+            elif payload is EMPTY_PAYLOAD and data:
+                self._head_bytes = _bytes_after_head(data)
+                self._uncounted = False
         # The body of the last request has to be read on, also where nothing may follow it.
         self._deaf = upgraded and not self._receives_body()
         self._hand_over((messages, False, b""))
+        if self._deaf and self._is_idle():
+            self.force_close()
+        else:
+            self._wind_up()
 
     def _receives_body(self) -> bool:
         return self._body is not None and not self._body.is_eof()
@@ -276,8 +318,7 @@ class Connection(RequestHandler):
         gentle.lingers = False
         self._deaf = True
         self._stop_timer()
-        idle = self._request_count == 0 or (self._waiter is not None and not self._waiter.done())
-        if idle and not self._messages:
+        if self._is_idle():
             if self._head_bytes:
                 self._end(MalformedRequestError("the request ends in the middle of its head; send all of it"))
             else:
@@ -289,6 +330,22 @@ class Connection(RequestHandler):
         self.ask_for_client()
         return True
 
+    def _is_idle(self) -> bool:
+        """Whether no request is in progress, and none waits."""
+        waiter = self._waiter
+        if waiter is None:
+            return self._request_count == 0  # aiohttp's task has not begun
+        return not waiter.done() and not self._messages
+
+    def close(self) -> None:
+        """Close after the request in progress; at once if there is none, as aiohttp would go on waiting, but deaf."""
+        if not self._is_idle():
+            super().close()
+        elif self._head_timer is None:
+            self.force_close()
+        else:
+            self._end(OverloadedError("this worker is draining", retry_after_s=1))
+
     def ask_if_closed(self) -> None:
         """Look whether the client closed its end, without reading."""
         if self._gentle is not None and not self._gentle.closing and closed_its_end(self._gentle):
@@ -298,6 +355,18 @@ class Connection(RequestHandler):
         """The client closed its end: abort the connection if it turns out to be gone."""
         if self._absence is None and self._gentle is not None:
             self._absence = Absence(self._gentle, self._loop, self._progress)
+
+    def _pause_reading_for_buffer(self) -> None:
+        """As aiohttp, which has enough requests of this client; but notice if it goes away meanwhile."""
+        super()._pause_reading_for_buffer()
+        if self._unread_timer is None:
+            self._unread_timer = self._loop.call_later(UNREAD_S, self._ask_unread)
+
+    def _ask_unread(self) -> None:
+        self._unread_timer = None
+        if self._buffer_paused and self._absence is None:
+            self.ask_if_closed()
+            self._unread_timer = self._loop.call_later(UNREAD_S, self._ask_unread)
 
     def _progress(self) -> tuple[bool, int]:
         request = self._current_request
@@ -317,23 +386,41 @@ class Connection(RequestHandler):
         if self._gentle is not None:
             self._gentle.unwatch()
 
+    @property
+    def is_going(self) -> bool:
+        """Whether the connection is about to be lost, without waiting for anybody."""
+        return self._gentle is not None and self._gentle.raw.is_closing()
+
     def idle_since(self) -> float | None:
-        """Return since when this connection has waited for the client, in the loop's seconds; None if it is busy."""
+        """
+        Return since when this connection has waited for the client, in the loop's seconds; None if it is busy.
+
+        One that was answered for the last time, and waits for its client to close, is always the first: 0.
+        """
+        gentle = self._gentle
+        if gentle is None:
+            return None
+        if gentle.closing:
+            return 0.0 if gentle.sent_all and not gentle.raw.is_closing() else None
+        if not self._is_idle():
+            return None
         if self._head_timer is not None:
             return self._head_timer.when() - self._head_timeout_s
-        if self._waiter is None or self._waiter.done() or self._messages:
-            return None
         return self._next_keepalive_close_time - self._keepalive_timeout
 
     def evict(self) -> None:
         """Close this idle connection at once: another one needs its place."""
         gentle = self._gentle
-        if gentle is not None:
-            gentle.lingers = False
-            if self._head_timer is not None:
-                self._end(OverloadedError("too many connections are open; try again later"))
-            else:
-                self.force_close()
+        if gentle is None:
+            return
+        if gentle.closing:
+            gentle.abort()
+            return
+        gentle.lingers = False
+        if self._head_timer is not None:
+            self._end(OverloadedError("too many connections are open; try again later"))
+        else:
+            self.force_close()
 
     def _end(self, error: FaasError) -> None:
         """Answer *error* to a client that has no request in progress, and close."""
@@ -368,6 +455,8 @@ class Connection(RequestHandler):
         self._stop_timer()
         if self._absence is not None:
             self._absence.cancel()
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
         gentle, self._gentle = self._gentle, None
         if gentle is not None:
             gentle.lost()
@@ -387,7 +476,7 @@ class Connection(RequestHandler):
 
     def _too_late(self) -> None:
         self._head_timer = None
-        if self._current_request is None and not self._messages:
+        if self._is_idle():
             self._end(RequestTimeoutError(f"no request came within {self._head_timeout_s:g} s; send it faster"))
 
     def handle_error(
@@ -398,10 +487,18 @@ class Connection(RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what aiohttp itself refuses (no HTTP, a head that is too long): a problem, and one line in the log."""
-        event(_log, "request.refused", status=status, reason=type(exc).__name__, remote=request.remote or "")
+        error = _error_of(status, exc, message)
+        response = problem_response(error, "")
+        event(
+            _log,
+            "request.refused",
+            status=response.status,
+            code=error.code,
+            reason=error.message if isinstance(exc, _Refused) else type(exc).__name__,
+            remote=request.remote or "",
+        )
         if request.writer.output_size > 0:
             raise ConnectionError("the response has begun: no second one can be sent")
-        response = problem_response(_error_of(status, exc, message), "")
         response.force_close()
         return response
 
@@ -453,28 +550,37 @@ class Server(web.Server):
         return self.n_open <= self._max_connections + TURNED_AWAY
 
     def _make_room(self) -> bool:
-        """Close the connections that were idle longest, some at once, as looking for them takes long."""
+        """
+        Close the connections that were idle longest, some at once, as looking for them takes long.
+
+        None are closed where that would not do, as with clients that were turned away and have not closed their end.
+        """
         now = time.monotonic()
         if now < self._look_again:
             return False
-        idle = [
-            (since, number, connection)
-            for number, connection in enumerate(self.connections)
-            if isinstance(connection, Connection) and (since := connection.idle_since()) is not None
-        ]
+        n_wanted = self.n_open - self._max_connections
+        idle = []
+        for number, connection in enumerate(self.connections):
+            if isinstance(connection, Connection):
+                if connection.is_going:
+                    n_wanted -= 1
+                elif (since := connection.idle_since()) is not None:
+                    idle.append((since, number, connection))
+        if n_wanted <= 0:
+            return True
         event(_log, "connections.full", level=logging.WARNING, open=self.n_open, idle=len(idle))
-        if not idle:
+        if len(idle) < n_wanted:
             self._look_again = now + LOOK_AGAIN_S
             return False
         idle.sort()
-        for _, _, connection in idle[: max(1, len(idle) // 20)]:
+        for _, _, connection in idle[: max(n_wanted, len(idle) // 20)]:
             connection.evict()
         return True
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         protocol = request.protocol
         assert isinstance(protocol, Connection)
-        protocol.awaits_body = False
+        protocol.body_awaited_until = 0.0
         protocol._wind_up()
         half = protocol.take_half()
         answer = await (self.serve(Lane(request, inside=False)) if half is None else half.go_on(request))
@@ -485,6 +591,7 @@ class Server(web.Server):
                 # The rest of the body need not be sent: say so, and don't wait for it as aiohttp would.
                 answer.force_close()
                 protocol._lingering_time = 0
+            protocol.expect_head()
         return answer
 
 
@@ -504,10 +611,14 @@ def connections_possible(max_connections: int) -> int:
     return max(1, min(max_connections, soft - SPARE_FILES))
 
 
-def awaits_body(request: Request) -> bool:
-    """Whether a request, or the reply to it, is late because its client does not send the body."""
+def awaited_body_until(request: Request, deadline: float) -> bool:
+    """
+    Whether a request is late because its client did not send the body: it was waited for until *deadline*.
+
+    A guest may cease to wait before, and be late all by itself. *deadline* is on the loop's clock, in seconds.
+    """
     protocol = request.protocol if isinstance(request, web.BaseRequest) else None
-    return isinstance(protocol, Connection) and protocol.awaits_body
+    return isinstance(protocol, Connection) and protocol.body_awaited_until >= deadline - TIMER_SLACK_S
 
 
 def ask_if_closed(request: Request) -> None:
@@ -540,18 +651,30 @@ def _is_plain(message: RawRequestMessage) -> bool:
     )
 
 
-def _fault(message: RawRequestMessage, payload: StreamReader, n_bytes: int) -> FaasError | None:
-    """Return why a request that the parser took is refused, None if it is not; it came in *n_bytes* or fewer."""
+def _ends_with_head(data: bytes, payload: StreamReader) -> bool:
+    """Whether nothing may be behind the one head in *data*, which the parser would forget if it asks for an upgrade."""
+    return payload is EMPTY_PAYLOAD and data.find(_END_OF_HEAD) == len(data) - len(_END_OF_HEAD)
+
+
+def _bytes_after_head(data: bytes) -> int:
+    """Return how many bytes of another head are behind the last one that is complete, and has no body."""
+    return len(data[data.rfind(_END_OF_HEAD) + 1 :].lstrip(b"\r\n"))
+
+
+def _head_size(message: RawRequestMessage) -> int:
+    return len(message.path) + sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
+
+
+def _fault(message: RawRequestMessage, payload: StreamReader, *, measured: bool) -> FaasError | None:
+    """Return why a request that the parser took is refused, None if it is not; its size counts if *measured*."""
     if message.version not in (HttpVersion11, HttpVersion10):
         return HttpVersionError("only HTTP/1.1 and HTTP/1.0 are spoken here; put a proxy in front for other versions")
     if message.version == HttpVersion10 and hdrs.TRANSFER_ENCODING in message.headers:
         return MalformedRequestError("HTTP/1.0 has no Transfer-Encoding; send a Content-Length")  # RFC 9112 6.1
     if payload is EMPTY_PAYLOAD and message.headers.get(hdrs.CONTENT_LENGTH, "0").strip("0"):
         return MalformedRequestError("the Content-Length is no number of bytes; send the right one")  # 2**64 - 1
-    if n_bytes > MAX_HEAD_BYTES:
-        size = len(message.path) + sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
-        if size > MAX_HEAD_BYTES:
-            return _too_large_head()
+    if measured and _head_size(message) > MAX_HEAD_BYTES:
+        return _too_large_head()
     return None
 
 

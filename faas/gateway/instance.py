@@ -63,7 +63,7 @@ class Instance:
     Thread: the loop; the guest itself runs wherever its fiber does.
     """
 
-    __slots__ = ("_deployment", "_output", "code", "fiber", "log", "n_bytes", "n_requests", "waiting_bytes")
+    __slots__ = ("_deployment", "_output", "code", "desc", "fiber", "log", "n_bytes", "n_requests", "waiting_bytes")
 
     def __init__(
         self, runtime: Runtime, deployment: Deployment, code: Code, clock: Clock, on_line: Callable[[bytes], None]
@@ -74,10 +74,12 @@ class Instance:
         self.code = code
         self.n_requests = 0
         """How many requests it has been given, or was made for."""
+        self.desc = ""
+        """What ``Server-Timing`` says of it to the request it serves: WARM, REUSED, or nothing if it was not ready."""
         self.n_bytes = 0
         """The size of its memory when it was ready for its first request."""
         self.waiting_bytes = 0
-        """The size of its memory while it waits in a pool."""
+        """Its ``held_bytes`` while it waits in a pool."""
         self.log = LineOutput(on_line, limits.max_log_bytes, MAX_LOG_LINE_BYTES)
         self._output: _Relay | None = None
         wasi = _NO_WASI
@@ -141,6 +143,19 @@ class Instance:
         if fiber.nn is not None:
             fiber.nn.close()
             fiber.nn = None
+
+    @property
+    def held_bytes(self) -> int:
+        """What it takes of the host's memory: its own, and its ``/tmp``."""
+        n_tmp_bytes = self.fiber.wasi.tmp_used_bytes if self._deployment.kind is Kind.REACTOR else 0
+        return self.fiber.memory_size() + n_tmp_bytes
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether it should serve no other request, since memory may fail it: one that never frees is replaced."""
+        limit = self._deployment.manifest.limits.memory_bytes
+        # Half of what it may grow by is kept for one request. Who was refused some has it held against it for good.
+        return self.fiber.memory_size() > (self.n_bytes + limit) // 2 or self.fiber.ran_out_of_memory()
 
     def close(self, *, soon: bool = False) -> None:
         """Drop it and free its slot, at once or *soon* (``Fiber.close``)."""

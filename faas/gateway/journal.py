@@ -152,7 +152,9 @@ class Journal:
         """Return the counters as they are now."""
         functions = {function: dict(counters) for function, counters in self._counters.items()}
         for name, counters in self._tokens().items():
-            functions.setdefault(name, {}).update(counters)
+            counted = functions.setdefault(name, {})
+            for key, n in counters.items():
+                counted[key] = counted.get(key, 0) + n  # both have CPU time
         return Stats(functions, self._gauges())
 
     async def run(self, send: Callable[[Any], Awaitable[None]]) -> None:

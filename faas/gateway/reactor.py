@@ -13,7 +13,7 @@ from faas.errors import GuestExitError, MalformedResponseError, OutputLimitError
 from faas.gateway.call import Call, RequestBody
 from faas.gateway.cgi import MAX_HEAD_BYTES, MAX_HEADERS
 from faas.gateway.code import Code
-from faas.gateway.instance import REUSED, WARM, Instance
+from faas.gateway.instance import Instance
 from faas.gateway.lane import Reply
 from faas.gateway.models import ModelGate
 from faas.wasi.context import GuestExit
@@ -47,16 +47,16 @@ async def serve_reactor(call: Call, runtime: Runtime, code: Code, models: ModelG
     if ready is None:
         instance = Instance(runtime, served.deployment, code, call.clock, call.log_line)
         instance.n_requests = 1
-        log = instance.log
     else:
         instance = ready
-        call.warm = REUSED if instance.n_requests > 1 else WARM
-        log = instance.begin(call.log_line)
     answered = False
-    fiber = instance.fiber
-    fiber.before_wait = call.lane.leave
-    fiber.nn = models.context(call, timeout_s=limits.timeout_s, stdout=log)
+    fiber, log = instance.fiber, instance.log
     try:
+        if ready is not None:
+            call.warm = instance.desc
+            log = instance.begin(call.log_line)
+        fiber.before_wait = call.lane.leave
+        fiber.nn = models.context(call, timeout_s=limits.timeout_s, stdout=log)
         if ready is None:
             await instance.start()
         call.started = time.perf_counter()

@@ -14,10 +14,10 @@ import math
 from collections.abc import Awaitable, Callable
 
 from faas.clock import Clock
-from faas.errors import FaasError, OverloadedError
+from faas.errors import FaasError, InvocationError, OverloadedError
 from faas.gateway.admission import Admission
 from faas.gateway.code import Code, CodeCache, CodeKey, code_key
-from faas.gateway.instance import Instance, NotPreparableError
+from faas.gateway.instance import REUSED, WARM, Instance, NotPreparableError
 from faas.invocation import Deployment
 from faas.log import event
 from faas.wasi.context import GuestExit
@@ -38,7 +38,9 @@ INLINE_NS = 300_000
 GRACE_S = 0.001
 """How long an instance that is made in a guests' thread waits first: the reply that was just sent is to be read."""
 MAX_FAILURES = 3
-"""So many failures in a row, and a version's instances are made at their requests for good."""
+"""So many failures of the guest in a row, and a version's instances are made at their requests for good."""
+MAX_PAUSE_S = 64.0
+"""Any other failure may be the host's, or its load's: none is made for a while, each time twice as long, up to this."""
 
 _SMOOTHING = 0.3
 _log = logging.getLogger(__name__)
@@ -73,7 +75,8 @@ class WarmPool:
 
     __slots__ = (
         "_pools", "arrivals", "closed", "code", "counters", "deployment", "gave_up", "heir", "instance_bytes", "key",
-        "n_coming_back", "n_failures", "n_max", "n_min", "prepare_ns", "prepare_s", "quiet_until", "reuse", "stock",
+        "making_since", "n_coming_back", "n_failures", "n_max", "n_min", "pause_s", "paused_until", "prepare_ns",
+        "prepare_s", "quiet_until", "reuse", "stock",
     )  # fmt: skip
 
     def __init__(self, pools: WarmPools, deployment: Deployment, *, n_max: int, n_min: int) -> None:
@@ -97,11 +100,16 @@ class WarmPool:
         self.closed = False
         self.gave_up = False
         self.n_failures = 0
+        self.pause_s = 0.0
+        self.paused_until = -math.inf
+        """None is made before: the last one failed, by no fault of the guest that is known."""
+        self.making_since = 0.0
+        """When the instance that is being made was begun."""
         self.prepare_s = 0.0
         """What making an instance takes, in seconds and (``prepare_ns``) in CPU nanoseconds; 0 until one was made."""
         self.prepare_ns = 0
         self.instance_bytes = 0
-        """The size of the memory of the last one that was made."""
+        """What the last one that was made took of memory."""
 
     def target(self, now: float) -> int:
         """Return how many instances should be ready."""
@@ -137,19 +145,22 @@ class WarmPool:
         """
         Return the instance that is being made, once it is, for a request that found none; None if it gets none.
 
-        Making another one beside it would take longer and slow both down. Args: *leave* is awaited before anything is.
+        Making another one beside it would take longer and slow both down. But one that is late may be late for long:
+        nobody waits for it longer than for an own one. Args: *leave* is awaited before anything is.
         """
-        if self.heir is not None or not self._pools.is_making(self):
+        if not self._is_worth_waiting():
             return None
-        await leave()
-        if self.heir is not None or not self._pools.is_making(self):
-            return None
-        heir: asyncio.Future[Instance | None] = asyncio.get_running_loop().create_future()
-        self.heir = heir
+        heir: asyncio.Future[Instance | None] | None = None
         try:
-            instance = await heir
-        except asyncio.CancelledError:
-            if heir.done() and not heir.cancelled():
+            await leave()
+            if not self._is_worth_waiting():
+                return None
+            heir = self.heir = asyncio.get_running_loop().create_future()
+            # Not wait_for: what has been handed over is never lost to the timeout.
+            await asyncio.wait((heir,), timeout=self.prepare_s)
+            return heir.result() if heir.done() else None
+        except BaseException:
+            if heir is not None and heir.done():
                 handed_over = heir.result()
                 if handed_over is not None:
                     handed_over.close()
@@ -157,9 +168,12 @@ class WarmPool:
                 self.n_coming_back -= 1  # nobody gives back what nobody got
             raise
         finally:
-            if self.heir is heir:
+            if heir is not None and self.heir is heir:
                 self.heir = None
-        return instance
+
+    def _is_worth_waiting(self) -> bool:
+        """Whether an instance is being made, for nobody yet, and as quickly as usual."""
+        return self.heir is None and self._pools.is_making(self, begun_within_s=2 * self.prepare_s)
 
     def hand_over(self, instance: Instance | None) -> bool:
         """Give *instance* to the request that waits for it, or tell it that there is none; return whether one waits."""
@@ -217,7 +231,8 @@ class WarmPools:
         self._counters: dict[str, dict[str, float]] = {}
         self._stocked: dict[WarmPool, None] = {}  # who has instances, the one that was used last at the end
         self._wanting: dict[WarmPool, None] = {}  # who has too few; each makes one, then it is the next one's turn
-        self._failing: dict[WarmPool, None] = {}  # who wants one, but not before the next sweep
+        self._failing: dict[WarmPool, None] = {}  # who wants one, but not before the next sweep, or its pause is over
+        self._keeping: dict[WarmPool, None] = {}  # who keeps its code in use
         self._making: dict[WarmPool, asyncio.Task[None]] = {}
         self._looked_at = 0.0
         self._looking = False
@@ -227,7 +242,7 @@ class WarmPools:
         self.n_held = 0
         """How many slots the pools hold, for instances that are ready or being made."""
         self.n_bytes = 0
-        """What the memories of instances that are ready take."""
+        """What the memories and the ``/tmp`` of instances that are ready take."""
         code.on_drop = self._drop_code
 
     # functions
@@ -260,7 +275,7 @@ class WarmPools:
 
     def counters_of(self, function: str) -> dict[str, float]:
         """Return the counters of *function*, which go on over its versions."""
-        return self._counters.setdefault(function, {"warm_hits": 0, "warm_misses": 0, "warm_prepared": 0})
+        return self._counters.setdefault(function, {"warm_hits": 0, "warm_misses": 0, "warm_prepared": 0, "cpu_ms": 0})
 
     def stats(self) -> dict[str, dict[str, float]]:
         """Return the cumulative counters of each function that has or had a pool."""
@@ -269,7 +284,7 @@ class WarmPools:
     def close(self) -> None:
         """Drop everything, and make nothing any more: the worker drains."""
         self._closed = True
-        for pool in (*self._stocked, *self._making):
+        for pool in (*self._stocked, *self._making, *self._keeping):
             self.retire(pool)
         self._wanting.clear()
         self._failing.clear()
@@ -292,6 +307,7 @@ class WarmPools:
         else:
             pool.counters["warm_hits"] += 1
             instance.n_requests += 1
+            instance.desc = REUSED if instance.n_requests > 1 else WARM
         if (1 if instance is None else instance.n_requests) < pool.reuse:
             pool.n_coming_back += 1
         self._want(pool)
@@ -302,11 +318,9 @@ class WarmPools:
         may_return = instance.n_requests < pool.reuse
         if may_return:
             pool.n_coming_back -= 1
-        if answered and may_return and len(pool.stock) < pool.n_max and self._may_wait(pool):
-            n_bytes = instance.fiber.memory_size()
-            limit = pool.deployment.manifest.limits.memory_bytes
-            # A guest that never frees is replaced before it fails: half of what it may grow by is kept for one request.
-            if n_bytes <= (instance.n_bytes + limit) // 2 and self.n_bytes + n_bytes <= self._budget_bytes:
+        if answered and may_return and len(pool.stock) < pool.n_max and self._may_wait(pool) and not instance.is_spent:
+            n_bytes = instance.held_bytes
+            if self.n_bytes + n_bytes <= self._budget_bytes:
                 instance.end()
                 self._put(pool, instance, n_bytes)
                 return
@@ -314,9 +328,9 @@ class WarmPools:
         if may_return:
             self._want(pool)
 
-    def is_making(self, pool: WarmPool) -> bool:
-        """Return whether an instance of *pool* is being made."""
-        return pool in self._making
+    def is_making(self, pool: WarmPool, *, begun_within_s: float) -> bool:
+        """Return whether an instance of *pool* is being made, since less than *begun_within_s*."""
+        return pool in self._making and self._clock.monotonic() - pool.making_since < begun_within_s
 
     def make_room(self) -> None:
         """Give up as many instances as requests that have a permit may need slots."""
@@ -339,11 +353,7 @@ class WarmPools:
         """Whether *pool* may hold one more: a quarter of the slots stays free, so that it isn't given up right away."""
         admission = self._admission
         n_free = admission.slots - admission.active - self.n_held
-        return (
-            not (pool.closed or self._closed or admission.queued)
-            and self.n_held < self._max_held
-            and n_free > admission.slots // 4
-        )
+        return not (pool.closed or self._closed) and self.n_held < self._max_held and n_free > admission.slots // 4
 
     def _put(self, pool: WarmPool, instance: Instance, n_bytes: int) -> None:
         instance.waiting_bytes = n_bytes
@@ -376,8 +386,17 @@ class WarmPools:
         self._cancel(pool)
         while pool.stock:
             self._out(pool).close()
+        self._release_code(pool)
+
+    def _keep_code(self, pool: WarmPool, code: Code) -> None:
+        """Have *pool* keep *code* in use, which is in use for it already."""
+        pool.code = code
+        self._keeping[pool] = None
+
+    def _release_code(self, pool: WarmPool) -> None:
         code, pool.code = pool.code, None
         if code is not None:
+            del self._keeping[pool]
             self._code.release(code)
 
     def _drop_code(self, key: CodeKey) -> None:
@@ -386,6 +405,8 @@ class WarmPools:
             pool.quiet_until = self._clock.monotonic() + IDLE_S  # else it might go on like this with every request
             while pool.stock:
                 self._out(pool).close()
+        for pool in [pool for pool in self._keeping if pool.key == key]:
+            self._release_code(pool)
 
     # dropping what is too much
 
@@ -402,21 +423,28 @@ class WarmPools:
         for pool in tuple(self._stocked):
             if len(pool.stock) > pool.most(now):
                 self._out(pool, oldest=True).close()
-        for pool in self._failing:
-            self._wanting[pool] = None
-        self._failing.clear()
+        for pool in tuple(self._failing):
+            if now >= pool.paused_until or not pool.lacks(now):
+                del self._failing[pool]
+                self._wanting[pool] = None
         if self._wanting:
             self._look_soon()
-        if self._wanting or any(len(pool.stock) > pool.n_min for pool in self._stocked):
+        if self._wanting or self._failing or any(len(pool.stock) > pool.n_min for pool in self._stocked):
             self._sweep_later()
 
     # making
 
     def _want(self, pool: WarmPool) -> None:
         """Have *pool* make instances when there is time, until it has as many as it should."""
-        if not self._closed and pool.lacks(self._clock.monotonic()):
-            self._wanting[pool] = None
-            self._look_soon()
+        now = self._clock.monotonic()
+        if self._closed or not pool.lacks(now):
+            return
+        if now < pool.paused_until:
+            self._failing[pool] = None
+            self._sweep_later()
+            return
+        self._wanting[pool] = None
+        self._look_soon()
 
     def _look_soon(self) -> None:
         if not self._looking:
@@ -442,6 +470,7 @@ class WarmPools:
         self._graced = False
         if pool is not None:
             self.n_held += 1
+            pool.making_since = self._clock.monotonic()
             self._making[pool] = asyncio.get_running_loop().create_task(self._make(pool))
         elif self._wanting and not self._making:
             self._sweep_later()  # no room now
@@ -480,9 +509,11 @@ class WarmPools:
                 pool.hand_over(None)
         if instance is not None:
             self._put_new(pool, instance)
-        if failed and pool.lacks(self._clock.monotonic()):
-            self._failing[pool] = None
-            self._sweep_later()
+        if failed:
+            self._wanting.pop(pool, None)
+            if pool.lacks(self._clock.monotonic()):
+                self._failing[pool] = None
+                self._sweep_later()
         elif instance is not None:
             self._want(pool)
         if self._wanting:
@@ -494,7 +525,8 @@ class WarmPools:
 
         Raises: FaasError, GuestExit, NotPreparableError, TimeoutError.
         """
-        code = pool.code or self._code.try_acquire(pool.key)
+        # For itself, also where the pool keeps it: the pool may let go of it before this one is made.
+        code = self._code.try_acquire(pool.key)
         if code is None:
             if not pool.n_min:
                 return None
@@ -515,33 +547,49 @@ class WarmPools:
             except BaseException:
                 instance.close()
                 raise
+            finally:
+                pool.counters["cpu_ms"] += instance.fiber.cpu_ns / 1e6
             _smooth(pool, self._clock.monotonic() - began, instance.fiber.cpu_ns)
             return instance
         finally:
             if pool.code is None and pool.n_min and not (pool.closed or pool.gave_up or self._closed):
-                pool.code = code
-            elif pool.code is not code:
+                self._keep_code(pool, code)
+            else:
                 self._code.release(code)
 
     def _put_new(self, pool: WarmPool, instance: Instance) -> None:
+        n_bytes = instance.held_bytes
         pool.n_failures = 0
-        pool.instance_bytes = instance.n_bytes
+        pool.pause_s = 0.0
+        pool.instance_bytes = n_bytes
         pool.counters["warm_prepared"] += 1
         if pool.hand_over(instance):
             return
-        if instance.n_bytes > self._budget_bytes:
+        if n_bytes > self._budget_bytes:
             instance.close()
-            self._give_up(pool, f"its memory of {instance.n_bytes} bytes is more than all that wait may take")
-        elif pool.closed or self._closed or self.n_bytes + instance.n_bytes > self._budget_bytes:
+            self._give_up(pool, f"its memory and /tmp of {n_bytes} bytes are more than all that wait may take")
+        elif pool.closed or self._closed or self.n_bytes + n_bytes > self._budget_bytes:
             instance.close()
         else:
-            self._put(pool, instance, instance.n_bytes)
+            self._put(pool, instance, n_bytes)
 
     def _failed(self, pool: WarmPool, failure: BaseException) -> None:
         cause = failure.__cause__ if isinstance(failure.__cause__, NotPreparableError) else failure
-        pool.n_failures += 1
-        if isinstance(cause, NotPreparableError) or pool.n_failures >= MAX_FAILURES:
+        if isinstance(cause, NotPreparableError):
             self._give_up(pool, _reason(cause))
+        elif isinstance(cause, (GuestExit, InvocationError)):
+            pool.n_failures += 1
+            if pool.n_failures >= MAX_FAILURES:
+                self._give_up(pool, _reason(cause))
+        else:
+            self._pause(pool, _reason(cause))
+
+    def _pause(self, pool: WarmPool, reason: str) -> None:
+        before_s, pool.pause_s = pool.pause_s, min(MAX_PAUSE_S, 2 * pool.pause_s or SWEEP_S)
+        pool.paused_until = self._clock.monotonic() + pool.pause_s
+        if pool.pause_s > before_s:  # else the log has it already
+            line = f"no instance of this version is made ahead of its request for {pool.pause_s:g} s: {reason}"
+            self._on_line(pool.deployment.function, pool.deployment.version, line.encode("utf-8", "replace"))
 
     def _give_up(self, pool: WarmPool, reason: str) -> None:
         pool.gave_up = True

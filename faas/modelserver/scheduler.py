@@ -18,7 +18,6 @@ from faas.clock import Clock
 from faas.errors import (
     FaasError,
     GenerationFailedError,
-    InternalError,
     OptionsInvalidError,
     PromptInvalidError,
     PromptTooLongError,
@@ -100,6 +99,7 @@ class Scheduler:
         self._prefilled: list[tuple[Generation, int]] = []
         self._can_share = model.can_trim()
         self._is_tight = False  # cells ran out: nobody joins before somebody has left
+        self._unmovable_at = -CROWDED_CELLS  # so many cells were filled when the live ones could not be copied
 
     # what the owner thread asks
 
@@ -538,29 +538,41 @@ class Scheduler:
         With somebody always running: once most cells are idle, take all out, and put back those in use.
 
         They come back in the order of their tokens, a stretch for each generation from the bottom up, so that it goes
-        on in that order. The copy, which lives for this moment, is no larger than the memory for saved prefixes may be.
+        on in that order; what they shared they then have each. So a shared cell counts here once for each of them, and
+        the idle ones must be more than that: fewer than half of the cells are in use afterwards, fewer than before, and
+        there is no next time before as many have been filled. The copy, which lives for this moment, is no larger than
+        the memory for saved prefixes may be.
         """
-        cache, model = self._cache, self._model
+        cache, model, crowded = self._cache, self._model, self._crowded_cells
         n_live = sum(len(g.holding.tokens) for g in self._running if g.holding is not None)
-        if not self._can_share or cache.filled - n_live <= max(self._crowded_cells, n_live):
+        if not self._can_share or cache.cells_used - n_live <= max(crowded, n_live):
+            return
+        if 0 <= cache.filled - self._unmovable_at < crowded:
             return
         moving = {g.holding.sequence: g for g in self._running if g.holding is not None and g.holding.tokens}
-        sizes = [model.saved_size(sequence) for sequence in moving]
-        if not all(sizes) or sum(sizes) > self._saved.max_bytes:
+        states = self._copies(list(moving))
+        if states is None:
+            self._unmovable_at = cache.filled
             return
         gone = cache.idle
-        self._save(gone)
         for holding in gone:
             cache.forget(holding)
-            self._evict(holding.sequence)
-        states = {sequence: model.save(sequence) for sequence in moving}
-        for sequence in moving:
+        self._save(gone)  # once all are forgotten: what two of them share would else be saved for neither
+        for sequence in (*(holding.sequence for holding in gone), *moving):
             self._evict(sequence)
         for holding in cache.restack():
             state = states.get(holding.sequence)
             if state is not None and not model.restore(holding.sequence, state):
-                raise InternalError("the model library refused cells that it had before")
+                self._preempt(moving[holding.sequence])
         event(_log, "cells.compacted", level=logging.DEBUG, n_live=n_live, n_idle=len(gone))
+
+    def _copies(self, sequences: list[int]) -> dict[int, memoryview] | None:
+        """Return a copy of the cells of each; None if one can't be had, or they are too large together."""
+        sizes = [self._model.saved_size(sequence) for sequence in sequences]
+        if not all(sizes) or sum(sizes) > self._saved.max_bytes:
+            return None
+        copies = {sequence: self._model.save(sequence) for sequence in sequences}
+        return copies if all(map(len, copies.values())) else None
 
     @property
     def _crowded_cells(self) -> float:
@@ -603,14 +615,18 @@ class Scheduler:
             self._end(youngest, Finish.CONTEXT_FULL)
             self._running = []
             return
-        event(_log, "generation.preempted", function=youngest.request.function, n_tokens=len(youngest.context))
-        self._running.remove(youngest)
-        holding = youngest.holding
+        self._preempt(youngest)
+
+    def _preempt(self, generation: Generation) -> None:
+        """Take the cells of *generation*; what they held is computed again once it has its next slot."""
+        holding = generation.holding
         assert holding is not None
+        event(_log, "generation.preempted", function=generation.request.function, n_tokens=len(generation.context))
+        self._running.remove(generation)
         self._evict(holding.sequence)
         self._cache.forget(holding)
-        youngest.holding, youngest.n_past, youngest.phase = None, 0, Phase.WAITING
-        self._waiting.appendleft(youngest)
+        generation.holding, generation.n_past, generation.phase = None, 0, Phase.WAITING
+        self._waiting.appendleft(generation)
         self._is_tight = True
 
     # embeddings

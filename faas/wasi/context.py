@@ -190,6 +190,11 @@ class WasiContext:
         """The instance's file system."""
         return self._files or self._mount()
 
+    @property
+    def tmp_used_bytes(self) -> int:
+        """What ``/tmp`` takes of the host's memory."""
+        return 0 if self._files is None else self._files.volume.used
+
     def _mount(self) -> FileSystem:
         files = self._files = FileSystem(self._bundle, self._tmp_bytes, self._clock)
         for fd, node, path in ((_FIRST_PREOPEN, files.root, b"/"), (_FIRST_PREOPEN + 1, files.tmp, b"/tmp")):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Generator, Sequence
 from typing import Any, Final, NamedTuple
 
 from faas.wasi.context import WasiContext
@@ -45,9 +45,9 @@ class Event(NamedTuple):
 Subscription = ClockSubscription | FdSubscription
 
 
-def poll(wasi: WasiContext, subscriptions: Sequence[Subscription]) -> list[Event] | Coroutine[Any, Any, list[Event]]:
+def poll(wasi: WasiContext, subscriptions: Sequence[Subscription]) -> list[Event] | Awaitable[list[Event]]:
     """
-    Return the events that are there now, at least one; if there are none, a coroutine that waits for the first.
+    Return the events that are there now, at least one; if there are none, what waits for the first.
 
     Only stdin and clocks are ever waited for: files are always ready, and outputs make a guest yield elsewhere.
     """
@@ -77,7 +77,21 @@ def poll(wasi: WasiContext, subscriptions: Sequence[Subscription]) -> list[Event
             stdin = descriptor
             readers.append(subscription.userdata)
     ready += [event for remaining_ns, event in timers if remaining_ns <= 0]
-    return ready or _wait(timers, stdin, readers)
+    return ready or _Waiting(timers, stdin, readers)
+
+
+class _Waiting:
+    """Begins to wait when it is awaited; unlike a coroutine it may be dropped, with a guest that ends here."""
+
+    __slots__ = ("_readers", "_stdin", "_timers")
+
+    def __init__(self, timers: list[tuple[int, Event]], stdin: InputDescriptor | None, readers: list[int]) -> None:
+        self._timers = timers
+        self._stdin = stdin
+        self._readers = readers
+
+    def __await__(self) -> Generator[Any, None, list[Event]]:
+        return _wait(self._timers, self._stdin, self._readers).__await__()
 
 
 async def _wait(timers: list[tuple[int, Event]], stdin: InputDescriptor | None, readers: list[int]) -> list[Event]:

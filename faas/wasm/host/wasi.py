@@ -12,7 +12,7 @@ Source: wasi_snapshot_preview1.witx; where it is silent, wasmtime's behaviour.
 from __future__ import annotations
 
 import struct
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any, Concatenate, Final, NoReturn, ParamSpec, Protocol
 
@@ -621,7 +621,7 @@ def _store_events(guest: WasiGuest, events: list[Event], events_ptr: int, n_even
 
 
 async def _store_events_later(
-    guest: WasiGuest, events: Coroutine[Any, Any, list[Event]], events_ptr: int, n_events_ptr: int
+    guest: WasiGuest, events: Awaitable[list[Event]], events_ptr: int, n_events_ptr: int
 ) -> int:
     try:
         return _store_events(guest, await events, events_ptr, n_events_ptr)

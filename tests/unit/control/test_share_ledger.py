@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from faas.control.shares import ShareLedger
-from faas.errors import ConcurrencyLimitError
-from faas.gateway.admission import HOLD_S, Admission, Permits
+from faas.errors import ConcurrencyLimitError, FunctionNotFoundError
+from faas.gateway.admission import HOLD_S, LENDING_S, Admission, Permits
 from faas.invocation import Deployment, Kind
 from faas.manifest import Limits, Manifest
 from faas.wire.messages import Share, Shares, first_share
@@ -45,8 +46,10 @@ def deployment(name: str, limit: int) -> Deployment:
 class Host:
     """Workers and the ledger; messages lie on the wire until ``deliver``."""
 
-    def __init__(self, n_workers: int, limit: int, *, slots: int = 99, max_queue: int = 99) -> None:
-        self.n_workers, self.slots, self.max_queue = n_workers, slots, max_queue
+    def __init__(
+        self, n_workers: int, limit: int, *, slots: int = 99, max_queue: int = 99, timeout_s: float = 60
+    ) -> None:
+        self.n_workers, self.slots, self.max_queue, self.timeout_s = n_workers, slots, max_queue, timeout_s
         self.clock = HandClock()
         self.ledger = ShareLedger(n_workers)
         self.limit = limit
@@ -65,7 +68,7 @@ class Host:
         gate = Admission(
             self.slots,
             max_queue=self.max_queue,
-            queue_timeout_s=60,
+            queue_timeout_s=self.timeout_s,
             worker=index,
             n_workers=self.n_workers,
             clock=self.clock,
@@ -118,6 +121,14 @@ class Host:
     @property
     def used(self) -> list[int]:
         return [permits.used for permits in self.permits]
+
+    def come(self, demand: Sequence[int]) -> list[asyncio.Task[None]]:
+        """Have so many requests come to each worker; give them up by ``_cancelled``."""
+        return [
+            asyncio.create_task(gate.acquire(permits))
+            for gate, permits, n in zip(self.workers, self.permits, demand, strict=True)
+            for _ in range(n)
+        ]
 
     def owner(self) -> int:
         """The worker that the only permit begins at."""
@@ -243,12 +254,153 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
 
 
 STEPS = st.lists(
-    st.tuples(st.sampled_from(["come", "come", "go", "leave", "up", "down", "time", "die"]), st.integers(0, 11)),
+    st.tuples(st.sampled_from(["come", "come", "go", "leave", "up", "down", "time", "die"]), st.integers(0, 15)),
     max_size=80,
 )
 
 
-@given(steps=STEPS, limit=st.integers(1, 7), n_workers=st.integers(1, 4))
+@pytest.mark.parametrize(
+    ("limit", "demand"),
+    [
+        (3, (5, 5, 0)),
+        (4, (0, 6, 6, 0)),
+        (5, (7, 7, 0, 0)),
+        (8, (10, 10, 0, 0)),
+        (16, (18, 18, 18, 18) + 12 * (0,)),
+        (7, (2, 3, 0, 1, 0)),
+    ],
+)
+async def test_busy_workers_share_what_idle_ones_lend_and_keep_it(limit: int, demand: tuple[int, ...]) -> None:
+    host = Host(len(demand), limit)
+    tasks = host.come(demand)
+    await host.deliver()  # fails if they never stop talking
+    assert sum(host.used) == min(limit, sum(demand))
+    await asyncio.gather(*map(_cancelled, tasks))
+
+
+@given(limit=st.integers(1, 40), demand=st.lists(st.integers(0, 12), min_size=3, max_size=16), data=st.data())
+def test_however_many_workers_lack_permits_all_are_used_and_they_stop_talking(
+    limit: int, demand: list[int], data: st.DataObject
+) -> None:
+    """Requests come while messages are under way."""
+
+    async def run() -> None:
+        host = Host(len(demand), limit)
+        tasks = host.come(demand)
+        for w in data.draw(st.lists(st.integers(0, len(demand) - 1), max_size=40)):
+            host.step(w, up=data.draw(st.booleans()))
+        more = data.draw(st.lists(st.integers(0, 3), min_size=len(demand), max_size=len(demand)))
+        tasks += host.come(more)
+        await host.deliver()
+        assert sum(host.used) == min(limit, sum(demand) + sum(more))
+        await asyncio.gather(*map(_cancelled, tasks))
+
+    asyncio.run(run())
+
+
+@given(
+    limit=st.integers(1, 20),
+    workers=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 12)), min_size=2, max_size=8),
+    reserved=st.integers(0, 2),
+)
+def test_workers_whose_slots_are_taken_are_quiet_and_get_permits_once_slots_are_free(
+    limit: int, workers: list[tuple[int, int]], reserved: int
+) -> None:
+    """Of each worker's three slots another function has some; permits that can't be used there are not asked for."""
+
+    async def run() -> None:
+        host = Host(len(workers), limit, slots=3)
+        others = [gate.configure("other", limit=1000) for gate in host.workers]
+        for gate, other, (n_taken, _) in zip(host.workers, others, workers, strict=True):
+            for _ in range(n_taken):
+                assert gate.try_acquire(other)
+        for gate in host.workers:
+            gate.configure("f", limit=limit, reserved=reserved)
+        tasks = host.come([n for _, n in workers])
+        await host.deliver()
+        for gate, other, (n_taken, _) in zip(host.workers, others, workers, strict=True):
+            for _ in range(n_taken):
+                gate.release(other)
+                await host.deliver()
+        # Each worker can run three of those that wait there.
+        assert sum(host.used) == min(limit, sum(min(3, n) for _, n in workers))
+        await asyncio.gather(*map(_cancelled, tasks))
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("limit", "n_workers"), [(2, 4), (8, 4), (16, 4), (4, 2)])
+async def test_a_burst_at_one_worker_is_not_refused_while_permits_lie_idle_elsewhere(
+    limit: int, n_workers: int
+) -> None:
+    host = Host(n_workers, limit, timeout_s=5)
+    for permits in host.permits:
+        permits.service_s = 3.0
+    w = min(range(n_workers), key=lambda w: host.permits[w].share)
+    tasks = host.come([limit if w == index else 0 for index in range(n_workers)])
+    await host.deliver()
+    assert host.used[w] == limit
+    assert all(task.done() and task.exception() is None for task in tasks)
+
+
+async def test_a_long_queue_is_refused_early_again_once_the_others_had_time_to_lend() -> None:
+    host = Host(2, 4, timeout_s=5)
+    tasks = host.come([2, 3])
+    await host.deliver()
+    assert host.used == [2, 2]
+    host.permits[1].service_s = 4.0
+    tasks += host.come([0, 2])
+    await host.deliver()
+    assert not any(task.done() for task in tasks[4:])  # three wait: with all four permits that would be 4 s
+    host.clock.now += 2 * LENDING_S
+    with pytest.raises(ConcurrencyLimitError) as refused:
+        await host.workers[1].acquire(host.permits[1])
+    assert refused.value.retry_after_s == 8.0  # the fourth: in two rounds of two
+    await asyncio.gather(*map(_cancelled, tasks))
+
+
+async def test_who_waits_on_a_worker_without_a_permit_is_told_when_the_function_is_removed() -> None:
+    host = Host(2, 2)
+    tasks = host.come([0, 2])
+    await host.deliver()
+    assert host.used == [0, 2]
+    stranded = host.come([2, 0])
+    tasks += host.come([0, 1])
+    for _ in range(3):
+        await asyncio.sleep(0)
+    late = host.permits[0]
+    for gate in host.workers:
+        gate.forget("f")
+    host.ledger.serve([])
+    for task in stranded:
+        with pytest.raises(FunctionNotFoundError):
+            await task
+    with pytest.raises(FunctionNotFoundError):  # it had found the function, and not yet begun to wait
+        await host.workers[0].acquire(late)
+    assert host.workers[0].queued == 0
+    # The other one's requests go on, one after the other.
+    host.workers[1].release(host.permits[1])
+    await asyncio.gather(*tasks)
+    assert host.used == [0, 2]
+    assert not any(gate.take_news().names for gate in host.workers)
+
+
+async def test_what_ends_of_a_removed_function_does_not_hide_what_its_successor_wants() -> None:
+    host = Host(2, 2)
+    gate, old = host.workers[0], host.permits[0]
+    assert gate.try_acquire(old)
+    gate.lent({"f": Share(limit=2, n_given=0, n_wanted=1)})
+    gate.forget("f")
+    new = gate.configure("f", limit=2)
+    assert gate.try_acquire(new)
+    waiting = asyncio.create_task(gate.acquire(new))
+    await asyncio.sleep(0)
+    gate.release(old)
+    assert gate.take_news() == Shares({"f": Share(limit=2, n_given=0, n_wanted=1)})
+    await _cancelled(waiting)
+
+
+@given(steps=STEPS, limit=st.integers(1, 20), n_workers=st.integers(1, 16))
 def test_whatever_happens_no_more_run_than_allowed_and_all_that_wait_are_served_in_the_end(
     steps: list[tuple[str, int]], limit: int, n_workers: int
 ) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from faas.errors import ConcurrencyLimitError, OverloadedError
 from faas.gateway.admission import Admission, Permits
+from faas.wire.messages import Share
 
 
 def admission(slots: int = 1, *, max_queue: int = 10, queue_timeout_s: float = 10.0) -> Admission:
@@ -217,6 +218,17 @@ async def test_a_reservation_that_ends_frees_its_slots_for_those_who_wait(end: s
         gate.forget("mine")
     await asyncio.wait_for(waiting, 1)
     assert (gate.active, other.used) == (2, 2)
+
+
+async def test_a_reserved_permit_that_is_lent_frees_its_slot_for_those_who_wait() -> None:
+    gate = Admission(2, max_queue=9, queue_timeout_s=9, worker=0, n_workers=2)
+    mine, other = function(gate, 2, "mine", reserved=1), function(gate, 20)
+    assert gate.try_acquire(other)
+    (waiting,) = await queue(gate, other, 1)
+    assert not waiting.done()
+    gate.lent({"mine": Share(limit=2, n_given=0, n_wanted=1)})
+    await asyncio.wait_for(waiting, 1)
+    assert (mine.share, other.used) == (0, 2)
 
 
 async def test_a_raised_limit_lets_those_in_who_wait() -> None:

@@ -15,9 +15,10 @@ from faas.artifacts.store import ArtifactStore
 from faas.config import HostConfig, PoolConfig
 from faas.gateway.admission import Admission, Permits
 from faas.gateway.code import Code, CodeCache
-from faas.gateway.instance import Instance
-from faas.gateway.warm import IDLE_S, MAX_FAILURES, Arrivals, WarmPool, WarmPools
-from faas.invocation import Deployment, Kind
+from faas.gateway.instance import REUSED, WARM, Instance
+from faas.gateway.journal import Journal
+from faas.gateway.warm import IDLE_S, MAX_FAILURES, MAX_PAUSE_S, Arrivals, WarmPool, WarmPools
+from faas.invocation import Deployment, Kind, Outcome
 from faas.manifest import manifest_from_builtins
 from faas.wasm import capi
 from faas.wasm.engine import EngineProfile, new_engine
@@ -48,6 +49,23 @@ TALKATIVE = """(module
   (func $say (export "say") (drop (call $write (i32.const 2) (i32.const 0) (i32.const 1) (i32.const 64))))
   (func (export "_initialize") (call $say)))"""
 TRAPS = '(module (memory (export "memory") 1) (func (export "_initialize") unreachable))'
+SPINS = '(module (memory (export "memory") 1) (func (export "_initialize") (loop $again (br $again))))'
+REFUSED = """(module
+  (memory (export "memory") 1)
+  (global $refused (export "faas:grow-failed") (mut i32) (i32.const 0))
+  (func (export "ask") (global.set $refused (i32.const 1))))"""
+# Writes one page into /tmp, whose descriptor is 4.
+HOARDER = """(module
+  (import "wasi_snapshot_preview1" "path_open"
+    (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 2)
+  (data (i32.const 0) "\\00\\00\\00\\00\\00\\00\\01\\00x")
+  (func (export "_initialize")
+    (if (call $open (i32.const 4) (i32.const 0) (i32.const 8) (i32.const 1) (i32.const 1)
+          (i64.const 64) (i64.const 0) (i32.const 0) (i32.const 64))
+      (then unreachable))
+    (if (call $write (i32.load (i32.const 64)) (i32.const 0) (i32.const 1) (i32.const 80)) (then unreachable))))"""
 MODELLER = """(module
   (import "wasi_ephemeral_nn" "init_execution_context" (func $ask (param i32 i32) (result i32)))
   (memory (export "memory") 1)
@@ -81,7 +99,7 @@ class Rig:
         self._permits: Permits | None = None
         self._versions = itertools.count(1)
 
-    def make_pools(self, budget_bytes: int = 1 << 30) -> WarmPools:
+    def make_pools(self, budget_bytes: int = 1 << 30, prepare_timeout_s: float = 5.0) -> WarmPools:
         return WarmPools(
             self.runtime,
             self.code,
@@ -90,7 +108,7 @@ class Rig:
             n_workers=1,
             at_once=1,
             budget_bytes=budget_bytes,
-            prepare_timeout_s=5.0,
+            prepare_timeout_s=prepare_timeout_s,
             on_line=lambda name, version, line: self.lines.append((name, version, line)),
         )
 
@@ -121,6 +139,13 @@ class Rig:
         while self.pools._looking or self.pools._making:
             await asyncio.sleep(0)
 
+    async def until_none_runs(self) -> None:
+        """Let slices that run on after their instance was closed come to their ends."""
+        async with asyncio.timeout(5):  # else something was never closed
+            while self.runtime.alive:
+                capi.engine_increment_epoch(self.runtime.engine)
+                await asyncio.sleep(0)
+
     async def filled(self, pool: WarmPool, code: Code) -> None:
         """Have a first request find nothing, unless there is a min, so that *pool* has an instance for the next."""
         assert pool.n_min or pool.take(code) is None
@@ -149,6 +174,7 @@ async def rig(runtime: Runtime, tmp_path: Path) -> Any:
     yield made
     made.pools.close()
     await made.settled()
+    await made.until_none_runs()
     assert (made.pools.n_held, made.pools.n_bytes, runtime.alive) == (0, 0, 0)
 
 
@@ -158,7 +184,8 @@ async def test_first_request_finds_nothing_and_the_second_what_was_made_meanwhil
     instance = pool.take(code)
     assert instance is not None
     assert await instance.fiber.call(b"count", results=1) == 101  # _initialize has run
-    assert pool.counters == {"warm_hits": 1, "warm_misses": 1, "warm_prepared": 1}
+    counted = {name: n for name, n in pool.counters.items() if name != "cpu_ms"}
+    assert counted == {"warm_hits": 1, "warm_misses": 1, "warm_prepared": 1}
     pool.give_back(instance, answered=True)
 
 
@@ -231,6 +258,50 @@ async def test_instance_that_grew_over_half_of_what_it_may_is_not_used_again(
     assert (instance in pool.stock) is stays
 
 
+async def test_instance_that_was_refused_memory_is_not_used_again(rig: Rig) -> None:
+    """The next request's trap would be taken for want of memory."""
+    pool, code = await rig.open(REFUSED, warm={"max": 1, "min": 1, "reuse": 100})
+    await rig.filled(pool, code)
+    first = pool.take(code)
+    assert first is not None
+    pool.give_back(first, answered=True)
+    assert pool.stock == [first]
+    assert pool.take(code) is first
+    await first.fiber.call(b"ask")
+    pool.give_back(first, answered=True)
+    assert first not in pool.stock
+
+
+async def test_requests_that_wait_for_a_permit_keep_nobody_from_making_and_reusing(rig: Rig) -> None:
+    pool, code = await rig.open(warm={"max": 4, "reuse": 100})
+    busy = rig.admission.configure("busy", limit=1)
+    assert rig.admission.try_acquire(busy)
+    waiting = asyncio.create_task(rig.admission.acquire(busy))
+    await asyncio.sleep(0)
+    assert rig.admission.queued == 1
+    own = Instance(rig.runtime, pool.deployment, code, rig.clock, lambda line: None)
+    own.n_requests = 1
+    assert pool.take(code) is None
+    await own.start()
+    pool.give_back(own, answered=True)
+    assert pool.stock == [own]
+    other, other_code = await rig.open(COUNTER, "other")
+    await rig.filled(other, other_code)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+
+
+async def test_cpu_time_of_making_counts_for_the_function(rig: Rig) -> None:
+    pool, code = await rig.open()
+    await rig.filled(pool, code)
+    cpu_ms = pool.stock[0].fiber.cpu_ns / 1e6
+    assert cpu_ms > 0
+    assert rig.pools.stats()["f"]["cpu_ms"] == cpu_ms
+    journal = Journal(dict, rig.pools.stats)
+    journal.finished("f", 1, "id", Outcome.OK, status=200, duration_ms=2, start_ms=1, cpu_ms=1000)
+    assert journal.stats().functions["f"]["cpu_ms"] == pytest.approx(1000 + cpu_ms)
+
+
 async def test_guest_that_waited_for_its_request_has_a_whole_slice_and_all_its_cpu_time(rig: Rig) -> None:
     pool, code = await rig.open()
     await rig.filled(pool, code)
@@ -272,6 +343,7 @@ async def test_lines_go_to_the_request_that_the_guest_runs_for(rig: Rig) -> None
 
 async def joining(rig: Rig, pool: WarmPool, code: Code) -> asyncio.Task[Instance | None]:
     """Return a request that waits for the instance that is being made."""
+    pool.prepare_s = pool.prepare_s or 5.0
     pool.arrivals.note(rig.clock.now)
     rig.pools._want(pool)
     while not rig.pools._making:
@@ -298,6 +370,70 @@ async def test_request_that_finds_none_gets_the_one_that_is_being_made(rig: Rig)
     assert pool.stock == [instance]
 
 
+async def test_reply_says_of_its_instance_what_the_metric_counts(rig: Rig) -> None:
+    pool, code = await rig.open(warm={"max": 1, "reuse": 3})
+    instance = await (await joining(rig, pool, code))
+    assert instance is not None
+    said = [instance.desc]
+    for _ in range(2):
+        pool.give_back(instance, answered=True)
+        assert pool.take(code) is instance
+        said.append(instance.desc)
+    assert said == ["", REUSED, REUSED]
+    assert (pool.counters["warm_misses"], pool.counters["warm_hits"]) == (1, 2)
+    pool.give_back(instance, answered=True)
+    await rig.settled()
+    ready = pool.take(code)
+    assert ready is not None
+    assert ready.desc == WARM
+    pool.give_back(ready, answered=False)
+
+
+async def test_request_waits_no_longer_than_making_takes_as_a_rule(rig: Rig) -> None:
+    pool, code = await rig.open(SPINS)
+    pool.prepare_s = 0.001
+    assert await (await joining(rig, pool, code)) is None
+    assert (pool in rig.pools._making, pool.heir) == (True, None)  # it goes on, for the next one
+    rig.pools.retire(pool)
+    await rig.until_none_runs()
+
+
+@pytest.mark.parametrize("prepare_s", [0.0, 0.5])
+async def test_request_does_not_wait_for_an_instance_that_is_late(rig: Rig, prepare_s: float) -> None:
+    """Nor for the very first one: nobody knows how long that takes."""
+    pool, code = await rig.open(SPINS)
+    pool.prepare_s = prepare_s
+    assert pool.take(code) is None
+    while not rig.pools._making:
+        await asyncio.sleep(0)
+    rig.clock.now += 2 * prepare_s
+
+    async def leave() -> None:
+        raise AssertionError("it need not wait")
+
+    assert await pool.join(leave) is None
+    rig.pools.retire(pool)
+    await rig.until_none_runs()
+
+
+async def test_request_whose_client_leaves_before_it_waits_brings_nothing_back(rig: Rig) -> None:
+    pool, code = await rig.open(warm={"max": 1, "reuse": 100})
+    pool.prepare_s = 5.0
+    pool.arrivals.note(rig.clock.now)
+    rig.pools._want(pool)
+    while not rig.pools._making:
+        await asyncio.sleep(0)
+    assert pool.take(code) is None
+
+    async def leave() -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await pool.join(leave)
+    assert pool.n_coming_back == 0
+    await rig.settled()
+
+
 async def test_request_makes_its_own_if_the_one_that_was_being_made_fails(rig: Rig) -> None:
     pool, code = await rig.open(TRAPS)
     assert await (await joining(rig, pool, code)) is None
@@ -305,6 +441,7 @@ async def test_request_makes_its_own_if_the_one_that_was_being_made_fails(rig: R
 
 async def test_instance_whose_request_has_gone_waits_for_the_next(rig: Rig) -> None:
     pool, code = await rig.open()
+    pool.n_max = 1
     task = await joining(rig, pool, code)
     task.cancel()
     await asyncio.wait([task])
@@ -361,6 +498,29 @@ async def test_guest_that_fails_to_start_is_tried_a_few_times_and_no_more(rig: R
     assert pool.gave_up
     assert b"unreachable" in rig.lines[0][2]
     assert rig.runtime.alive == 0
+
+
+async def test_guest_that_is_only_slow_is_tried_again_after_longer_and_longer_pauses(rig: Rig) -> None:
+    """The host may have been busy, so no number of them is enough to give up."""
+    rig.pools = rig.make_pools(prepare_timeout_s=0.001)
+    pool, _ = await rig.open(SPINS, warm={"max": 1, "min": 1})
+    pauses = []
+    for _ in range(MAX_FAILURES + 5):
+        await rig.settled()
+        await rig.until_none_runs()
+        pauses.append(pool.pause_s)
+        rig.clock.now += pool.pause_s / 2
+        rig.pools.sweep()
+        assert not rig.pools._looking  # not yet
+        rig.clock.now += pool.pause_s / 2
+        rig.pools.sweep()
+        assert rig.pools._looking
+    assert pauses == [1, 2, 4, 8, 16, 32, MAX_PAUSE_S, MAX_PAUSE_S]
+    assert not pool.gave_up
+    assert len(rig.lines) == 7  # none once the pause does not change any more
+    assert b"for 2 s: it took too long to start" in rig.lines[1][2]
+    rig.pools.retire(pool)
+    await rig.until_none_runs()
 
 
 # how many
@@ -458,6 +618,13 @@ async def test_instances_that_wait_stay_within_their_memory(rig: Rig) -> None:
     assert (len(pool.stock), rig.pools.n_bytes) == (2, 4 * 65536)
 
 
+async def test_tmp_counts_as_memory_of_an_instance_that_waits(rig: Rig) -> None:
+    await rig.open(HOARDER, warm={"max": 1, "min": 1})
+    await rig.settled()
+    assert rig.pools.n_held == 1
+    assert 3 * 65536 <= rig.pools.n_bytes < 4 * 65536  # two pages of memory, and one in a file
+
+
 async def test_instance_larger_than_all_that_may_wait_is_made_at_its_request(rig: Rig) -> None:
     rig.pools = rig.make_pools(budget_bytes=65536)
     pool, code = await rig.open()
@@ -528,6 +695,28 @@ async def test_min_keeps_its_code_loaded_until_it_is_retired(rig: Rig) -> None:
     assert code.n_users == 1
     rig.pools.retire(pool)
     assert code.n_users == 0
+
+
+async def test_code_is_released_once_when_its_version_is_retired_while_another_instance_is_made(rig: Rig) -> None:
+    pool, code = await rig.open(warm={"max": 2, "min": 2})
+    while not pool.stock:
+        await asyncio.sleep(0)
+    pool.prepare_ns = 10**9  # so that the second one is made in a guests' thread
+    while not rig.pools._making:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert pool in rig.pools._making
+    rig.pools.retire(pool)
+    await rig.until_none_runs()
+    assert code.n_users == 1  # ours
+
+
+async def test_code_that_is_dropped_from_under_a_min_is_let_go(rig: Rig) -> None:
+    pool, code = await rig.open(warm={"max": 1, "min": 1})
+    await rig.settled()
+    rig.code.release(code)
+    rig.code.keep_only(set())
+    assert (pool.code, code.n_users, rig.code.n_bytes) == (None, 0, 0)
 
 
 async def test_instance_of_code_that_was_loaded_anew_is_not_used(rig: Rig) -> None:

@@ -16,11 +16,14 @@ from loadtest.soak import (
     Process,
     Sample,
     Victim,
+    aged,
     all_serve,
     excused,
     fifths,
     is_flat,
+    long_lived,
     mark_in,
+    of_process,
 )
 
 KILLED_AT_S = 100.0
@@ -144,6 +147,32 @@ def test_a_sample_has_the_mean_of_a_roles_processes():
     sample = Sample(5.0, [Process("worker", 1, 2, 30), Process("worker", 1, 2, 34), Process("control", 1, 2, 9)], 0, 0)
     assert sample.of("worker", "descriptors") == 32.0
     assert math.isnan(sample.of("model server", "pss"))
+
+
+def samples_of(*lives: tuple[int, int, int]) -> list[Sample]:
+    """Return ten samples, one each 5 s, of workers (pid, first, last sample), whose RSS grows by 1 with each sample."""
+    return [
+        Sample(5.0 * n, [Process("worker", n, n, 9, pid) for pid, first, last in lives if first <= n <= last], 0, 0)
+        for n in range(10)
+    ]
+
+
+def test_a_process_that_was_there_at_the_end_of_the_first_fifth_and_ever_after_lived_on():
+    samples = samples_of((1, 0, 9), (2, 1, 9), (3, 2, 9), (4, 0, 8))
+    assert long_lived(samples, "worker") == [1, 2]
+    assert long_lived(samples, "control") == []
+    assert long_lived([], "worker") == []
+
+
+def test_the_numbers_of_one_process_are_its_own_and_missing_where_it_did_not_live():
+    values = of_process(samples_of((1, 0, 9), (2, 8, 9)), 2, "rss")
+    assert values[8:] == [8.0, 9.0]
+    assert all(math.isnan(value) for value in values[:8])
+
+
+def test_processes_are_compared_from_an_age_on():
+    values = aged(samples_of((1, 0, 3), (2, 4, 9)), "worker", "rss", 10.0)
+    assert [n for n, value in enumerate(values) if not math.isnan(value)] == [2, 3, 6, 7, 8, 9]
 
 
 # answers

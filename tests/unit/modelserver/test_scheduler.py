@@ -6,6 +6,8 @@ from array import array
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from faas.modelserver.backends.base import LoadOptions
 from faas.modelserver.counters import Counters, FunctionCounters
@@ -38,6 +40,7 @@ class Bench:
         moves: bool = True,
     ) -> None:
         """Args: *moves* is whether live cells are moved to the bottom, which saves idle ones a few at a time."""
+        self.patch = monkeypatch
         self.model = FakeModel(FakeFile(n_ctx=n_cells), LoadOptions(n_ctx=n_cells, n_slots=n_slots, n_cells=n_cells))
         self.ended: dict[int, Final] = {}
         counters = Counters(FunctionCounters())
@@ -212,3 +215,149 @@ def test_a_generation_goes_on_as_before_when_its_cells_were_moved(monkeypatch: p
     while 999 not in bench.ended:
         bench.scheduler.step()
     assert mine.context == alone.context
+
+
+def moved(bench: Bench) -> list[tuple[int, int]]:
+    """Return a list that will have the cells in use before and after each time that live ones are moved."""
+    noted: list[tuple[int, int]] = []
+    compact = bench.scheduler._compact
+
+    def note() -> None:
+        before, start = bench.model.cells_used, bench.model._next_cell
+        compact()
+        if bench.model._next_cell > start:
+            noted.append((before, bench.model.cells_used))
+
+    bench.patch.setattr(bench.scheduler, "_compact", note)
+    return noted
+
+
+def refuse(bench: Bench, refused: set[int]) -> None:
+    """Let the model restore nothing at the calls whose numbers are in *refused*."""
+    restore, calls = bench.model.restore, iter(range(10**6))
+
+    def restore_or_not(sequence: int, saved: memoryview) -> bool:
+        return next(calls) not in refused and restore(sequence, saved)
+
+    bench.patch.setattr(bench.model, "restore", restore_or_not)
+
+
+def check_books(bench: Bench) -> None:
+    """Compare what the scheduler holds with what the model has, token by token."""
+    cache, model = bench.scheduler._cache, bench.model
+    assert model.cells_used == cache.cells_used <= model.n_cells
+    held = {sequence: list(holding.tokens) for sequence, holding in cache._holdings.items() if holding.tokens}
+    assert held == {s: [token for token, _ in cells] for s, cells in model._sequences.items() if cells}
+
+
+PROMPT = bytes(33 + (i * i * 7 + i) % 90 for i in range(1000))
+
+
+def test_what_two_idle_sequences_share_is_saved_when_both_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch, n_cells=4096)
+    moves = moved(bench)
+    bench.submit(b"unrelated", 999, max_tokens=300)
+    bench.scheduler.step()
+    for number, question in enumerate((b"first question", b"second one, longer than the first", b"third")):
+        bench.submit(PROMPT[:480] + question, number)
+        while number not in bench.ended:
+            bench.scheduler.step()
+    assert moves
+    assert [bench.ended[number].n_cached_tokens for number in range(3)] == [0, 480, 480]
+
+
+@pytest.mark.parametrize(("n_shared", "n_cells"), [(140, 1024), (300, 4096), (600, 4096)])
+def test_those_who_share_are_not_moved_where_they_would_need_more_cells(
+    monkeypatch: pytest.MonkeyPatch, n_shared: int, n_cells: int
+) -> None:
+    bench = Bench(monkeypatch, n_cells=n_cells)
+    moves = moved(bench)
+    n_sent = 0
+    while len(bench.ended) < 150:
+        while n_sent - len(bench.ended) < 8:
+            bench.submit(PROMPT[:n_shared] + b"user %05d asks" % n_sent, n_sent, max_tokens=20 + n_sent * 7 % 40)
+            n_sent += 1
+        bench.scheduler.step()
+        check_books(bench)
+    assert moves == []
+    assert {final.finish for final in bench.ended.values()} == {Finish.LENGTH}
+
+
+def test_one_whose_cells_do_not_come_back_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = {text: Bench(monkeypatch).submit_and_run(text, 400).context for text in (b"hello", b"world")}
+    bench = Bench(monkeypatch)
+    moves = moved(bench)
+    refuse(bench, {0})
+    mine = {text: bench.submit(text, number, max_tokens=400) for number, text in enumerate(alone, 900)}
+    preempted = set()
+    for number in range(100):
+        bench.submit(b"%03d" % number * 60, number)
+        while number not in bench.ended:
+            bench.scheduler.step()
+            check_books(bench)
+            preempted |= {text for text, one in mine.items() if one.n_generated and one.holding is None}
+            if moves:
+                break
+        if moves:
+            break
+    assert preempted == {b"hello"}
+    while not bench.scheduler.is_idle:
+        bench.scheduler.step()
+        check_books(bench)
+    assert {text: one.context for text, one in mine.items()} == alone
+    assert {final.finish for final in bench.ended.values()} == {Finish.LENGTH}
+
+
+def test_moving_that_can_not_be_done_is_not_tried_at_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch, n_cells=8192, saved=TOKEN_BYTES)
+    copies, asked = bench.scheduler._copies, []
+
+    def copies_of(sequences: list[int]) -> dict[int, memoryview] | None:
+        asked.append(sequences)
+        return copies(sequences)
+
+    monkeypatch.setattr(bench.scheduler, "_copies", copies_of)
+    n_requests, n_tokens = 60, 99 + 10 + 7 * 2
+    served_without_pause(bench, n_requests)
+    assert 0 < len(asked) <= n_requests * n_tokens // 512
+
+
+REQUESTS = st.lists(
+    st.tuples(
+        st.sampled_from([0, 20, 60, 100]),  # tokens of the beginning that all share
+        st.integers(0, 5),  # which text follows
+        st.integers(1, 80),  # its length
+        st.integers(1, 70),  # tokens to generate
+    ),
+    min_size=8,
+    max_size=40,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    REQUESTS,
+    st.integers(2, 10),
+    st.sampled_from([256, 320, 640]),
+    st.sampled_from([0, 200, 10**5]),
+    st.sets(st.integers(0, 12), max_size=4),
+)
+def test_every_generation_ends_as_it_does_alone_however_short_cells_are(
+    requests: list[tuple[int, int, int, int]], n_slots: int, n_cells: int, saved: int, refused: set[int]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        bench = Bench(patch, n_slots=n_slots, n_cells=n_cells, saved=saved * TOKEN_BYTES)
+        moves = moved(bench)
+        refuse(bench, refused)
+        running: list[tuple[Generation, bytes, int]] = []
+        texts = [(PROMPT[:n] + bytes([65 + which]) * length, wanted) for n, which, length, wanted in requests]
+        while len(bench.ended) < len(texts):
+            while len(running) < len(texts) and len(running) - len(bench.ended) <= n_slots:
+                text, wanted = texts[len(running)]
+                running.append((bench.submit(text, len(running), wanted), text, wanted))
+            bench.scheduler.step()
+            check_books(bench)
+        assert {final.finish for final in bench.ended.values()} == {Finish.LENGTH}
+        assert all(2 * after < before for before, after in moves)
+        for generation, text, wanted in running:
+            assert generation.context == Bench(patch, n_cells=n_cells).submit_and_run(text, wanted).context

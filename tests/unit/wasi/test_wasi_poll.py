@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 from typing import Any
 
 import pytest
@@ -106,8 +105,8 @@ def test_stdin_at_its_end_hangs_up() -> None:
 async def test_stdin_without_bytes_is_waited_for(others: list[ClockSubscription]) -> None:
     stdin = EventInput()
     waiting = poll(make_context(stdin), [reading(1), reading(2), *others])
-    assert inspect.iscoroutine(waiting)
-    task = asyncio.create_task(waiting)
+    assert not isinstance(waiting, list)
+    task = asyncio.ensure_future(waiting)
     await stdin.waited.wait()
     stdin.feed(b"ab")
     assert await task == [
@@ -136,8 +135,8 @@ async def test_a_timeout_of_the_stream_itself_is_not_taken_for_the_timer() -> No
 async def test_cancelling_goes_through() -> None:
     stdin = EventInput()
     waiting = poll(make_context(stdin), [reading(1), clock(2, 2**64 - 1)])
-    assert inspect.iscoroutine(waiting)
-    task = asyncio.create_task(waiting)
+    assert not isinstance(waiting, list)
+    task = asyncio.ensure_future(waiting)
     await stdin.waited.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

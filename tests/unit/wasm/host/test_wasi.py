@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import struct
+import warnings
 from typing import Any
 
 import pytest
@@ -520,6 +522,18 @@ def test_stdin_at_its_end_hangs_up(guest: FakeGuest) -> None:
     guest.memory.write(INPUT, read_subscription(2**64 - 1, 0))
     guest.ok("poll_oneoff", INPUT, 4096, 1, OUT)
     assert events(guest) == [(2**64 - 1, 0, 1, 0, 1)]
+
+
+def test_a_wait_that_is_dropped_before_it_began_leaves_nothing_behind(guest: FakeGuest) -> None:
+    """A coroutine that nobody starts would be warned of, which is an error here."""
+    guest.memory.write(INPUT, clock_subscription(7, 1_000_000))
+    answer = guest.call("poll_oneoff", INPUT, 4096, 1, OUT)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        answer.close()
+        del answer
+        gc.collect()
+    assert caught == []
 
 
 async def test_sleeping_suspends(guest: FakeGuest) -> None:
