@@ -200,7 +200,15 @@ class Admission:
 
     def try_acquire(self, permits: Permits) -> bool:
         """Take a permit if one is free and nobody of this function waits; the caller gives it back by ``release``."""
-        if permits.waiting or not self._may_take(permits):
+        if permits.waiting or permits.used >= permits.share:
+            return False
+        if not self._reserved_free and not permits.reserved:  # as nearly always, and what follows comes to the same
+            if self.active >= self.slots:
+                return False
+            self.active += 1
+            permits.used += 1
+            return True
+        if not self._has_slot(permits):
             return False
         self._take(permits)
         return True

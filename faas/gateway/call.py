@@ -95,20 +95,21 @@ class Call:
     @property
     def start_ms(self) -> float:
         """What making this request's own instance took."""
-        return max(0.0, (self.started - self.admitted) * 1000)
+        return (self.started - self.admitted) * 1000 if self.started else 0.0
 
     def response_headers(self) -> dict[str, str]:
         """Return the headers every reply of a function carries; ``run`` is the time until these headers."""
-        if not self.answered:
-            self.answered = time.perf_counter()
-        queue_ms = (self.admitted - self.received) * 1000
-        run_ms = (self.answered - self.started) * 1000 if self.started else 0.0
+        admitted, started, answered = self.admitted, self.started, self.answered
+        if not answered:
+            answered = self.answered = time.perf_counter()
+        queue_ms = (admitted - self.received) * 1000
+        start_ms = run_ms = 0.0
+        if started:
+            start_ms, run_ms = (started - admitted) * 1000, (answered - started) * 1000
         return {
             **self.served.headers,
             "X-Request-Id": self.request_id,
-            "Server-Timing": (
-                f"queue;dur={queue_ms:.3f}, start;dur={self.start_ms:.3f}{self.warm}, run;dur={run_ms:.3f}"
-            ),
+            "Server-Timing": (f"queue;dur={queue_ms:.3f}, start;dur={start_ms:.3f}{self.warm}, run;dur={run_ms:.3f}"),
         }
 
     def log_line(self, line: bytes) -> None:

@@ -19,7 +19,8 @@ MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 200
 _REMEMBERED_BYTES = 256
 
-_BLANK_LINE = re.compile(rb"\r?\n\r?\n")
+_BLANK_LINE = re.compile(rb"\n\r?\n")  # the \r before it is looked for behind: a pattern that begins so is slow
+_CR = 0x0D
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _STATUS = re.compile(r"([1-5][0-9]{2})(?: (.*))?")
 _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
@@ -36,10 +37,16 @@ _CONNECTION_HEADERS = frozenset(
         "upgrade",
     )
 )
+# What says who served the request: a guest can't override it.
+_OURS = frozenset(("x-request-id", "x-faas-function", "x-faas-version"))
 
 
 class ResponseHead(msgspec.Struct, frozen=True):
-    """The header block of a CGI response; ``local_redirect`` is the path to serve instead, '' if none."""
+    """
+    The header block of a CGI response; ``local_redirect`` is the path to serve instead, '' if none.
+
+    ``headers`` are those for the client, less those that say what served the request.
+    """
 
     status: int
     reason: str | None
@@ -59,7 +66,8 @@ def split_head(written: bytes | bytearray, start: int = 0) -> tuple[bytes, int] 
         return b"", written.index(b"\n") + 1
     found = _BLANK_LINE.search(written, max(0, start - 3), MAX_HEAD_BYTES)
     if found is not None:
-        return bytes(written[: found.start()]), found.end()
+        end = found.start()
+        return bytes(written[: end - 1 if written[end - 1] == _CR else end]), found.end()
     if len(written) >= MAX_HEAD_BYTES:
         raise MalformedResponseError(
             f"the guest wrote {MAX_HEAD_BYTES} bytes without a blank line after its headers; "
@@ -121,7 +129,8 @@ def _parse_head(block: bytes) -> ResponseHead:
         if status is None:
             status = (302, None)
     code, reason = status or (200, None)
-    return ResponseHead(code, reason, tuple(headers), content_length=length)
+    kept = tuple(header for header in headers if header[0].lower() not in _OURS)
+    return ResponseHead(code, reason, kept, content_length=length)
 
 
 _remembered = functools.lru_cache(maxsize=256)(_parse_head)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 
 from aiohttp import web
@@ -21,9 +22,8 @@ from faas.gateway.lane import SOFTWARE, Answer, Reply
 from faas.gateway.models import ModelGate
 from faas.wasi.context import GuestExit, WasiContext
 from faas.wasi.streams import EmptyInput, InputStream, LineOutput
+from faas.wasm import calls
 from faas.wasm.runtime import Runtime
-
-_OURS = frozenset(("x-request-id", "x-faas-function", "x-faas-version"))
 
 
 class LocalRedirect(Exception):
@@ -36,6 +36,8 @@ class LocalRedirect(Exception):
 
 class _Reply:
     """Turns stdout into an HTTP response: buffered while the guest runs inline, streamed as soon as it yields."""
+
+    __slots__ = ("_body", "_call", "_output", "_scanned", "_streamed_bytes", "_written", "head", "stream")
 
     def __init__(self, call: Call, output: Output, body: RequestBody | None) -> None:
         self._call = call
@@ -88,7 +90,7 @@ class _Reply:
         if self._body is not None:
             self._body.invite()  # a guest may answer before it reads; after the head it would be too late to ask
         stream = web.StreamResponse(status=head.status, reason=head.reason, headers=call.response_headers())
-        for name, value in _headers_of(head):
+        for name, value in head.headers:
             stream.headers.add(name, value)
         stream.headers["Server"] = SOFTWARE
         if head.content_length is not None:
@@ -139,7 +141,7 @@ class _Reply:
             head.status,
             b"" if head.status in (204, 304) else bytes(self._written),
             self._call.response_headers(),
-            _headers_of(head),
+            head.headers,
             head.reason,
         )
 
@@ -151,8 +153,7 @@ async def serve_command(call: Call, runtime: Runtime, code: Code, models: ModelG
     Raises: InvocationError and its kin while nothing was sent; ClientGoneError once the reply had to be cut off.
     """
     request, served = call.request, call.served
-    manifest = served.deployment.manifest
-    limits = manifest.limits
+    limits = served.deployment.manifest.limits
     output = Output(limits.max_output_bytes)
     has_body = call.with_body and request.body_exists
     body = RequestBody(await call.lane.leave(), limits.max_body_bytes) if has_body else None
@@ -160,31 +161,9 @@ async def serve_command(call: Call, runtime: Runtime, code: Code, models: ModelG
     stderr = LineOutput(call.log_line, limits.max_log_bytes, MAX_LOG_LINE_BYTES)
     stdin: InputStream = body if body is not None else EmptyInput()
 
-    def environment() -> list[bytes]:
-        return cgi.meta_variables(
-            method=call.method,
-            raw_path=call.raw_path,
-            query=call.query,
-            script_name=call.script_name,
-            route=call.route,
-            params=call.params,
-            headers=request.headers.items(),
-            remote_addr=request.remote or "",
-            scheme=request.scheme,
-            host=request.host,
-            server_port=server_port,
-            protocol=f"HTTP/{request.version.major}.{request.version.minor}",
-            server_software=SOFTWARE,
-            content_length=request.content_length if has_body else None,
-            request_id=call.request_id,
-            function=served.name,
-            version=served.version,
-            env=manifest.env,
-        )
-
     wasi = WasiContext(
         args=cgi.arguments(served.name, call.query),
-        env=environment,
+        env=functools.partial(_environment, call, server_port, has_body),
         stdin=stdin,
         stdout=output,
         stderr=stderr,
@@ -205,11 +184,22 @@ async def serve_command(call: Call, runtime: Runtime, code: Code, models: ModelG
     fiber.before_wait = call.lane.leave
     fiber.nn = models.context(call, timeout_s=limits.timeout_s, stdout=output, flush=reply.pause)
     try:
-        if ready is None:
-            await fiber.instantiate(code.template)
-        call.started = time.perf_counter()
+        template = code.template
         try:
-            await fiber.call(b"_start")
+            if template.slow:  # that begins in the pool
+                if ready is None:
+                    await fiber.instantiate(template)
+                call.started = time.perf_counter()
+                await fiber.call(b"_start")
+            else:
+                began = time.perf_counter()
+                step, value, ready_ns = fiber.exchange(template if ready is None else None, None, 0, initialize=False)
+                call.started = began + ready_ns / 1e9
+                if value is None:
+                    await fiber.result(step)
+                if step == calls.INSTANTIATE:
+                    call.started = time.perf_counter()
+                    await fiber.call(b"_start")
         except GuestExit as exc:
             if exc.code:
                 if fiber.ran_out_of_memory():
@@ -234,12 +224,32 @@ async def serve_command(call: Call, runtime: Runtime, code: Code, models: ModelG
         stderr.close()
 
 
+def _environment(call: Call, server_port: int, has_body: bool) -> list[bytes]:
+    """Return a guest's environment; made when it asks for it."""
+    request, served = call.request, call.served
+    return cgi.meta_variables(
+        method=call.method,
+        raw_path=call.raw_path,
+        query=call.query,
+        script_name=call.script_name,
+        route=call.route,
+        params=call.params,
+        headers=request.headers.items(),
+        remote_addr=request.remote or "",
+        scheme=request.scheme,
+        host=request.host,
+        server_port=server_port,
+        protocol=f"HTTP/{request.version.major}.{request.version.minor}",
+        server_software=SOFTWARE,
+        content_length=request.content_length if has_body else None,
+        request_id=call.request_id,
+        function=served.name,
+        version=served.version,
+        env=served.deployment.manifest.env,
+    )
+
+
 def cut_off(call: Call, exc: FaasError) -> InvocationError:
     """Break the connection of a reply that has begun, so that no client takes half of it for the whole."""
     break_connection(call.request)
     return exc if isinstance(exc, InvocationError) else ClientGoneError(exc.message)
-
-
-def _headers_of(head: cgi.ResponseHead) -> list[tuple[str, str]]:
-    """Return the guest's headers, less those that say what served the request: a guest can't override them."""
-    return [header for header in head.headers if header[0].lower() not in _OURS]

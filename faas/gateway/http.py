@@ -29,9 +29,10 @@ from faas.errors import (
 )
 from faas.gateway.call import BodyPace
 from faas.gateway.ending import Absence, GentleTransport, Patience, closed_its_end
-from faas.gateway.lane import Half, Head, Lane, Reply, Request, Serve, begin
+from faas.gateway.lane import Half, Head, Lane, Request, Serve, begin
 from faas.gateway.middleware import problem_reply, problem_response
 from faas.log import event
+from faas.wasm import calls
 
 MAX_TARGET_BYTES: Final = 8192
 MAX_FIELD_BYTES: Final = 8190
@@ -92,7 +93,7 @@ class Connection(RequestHandler):
     __slots__ = (
         "_absence", "_answered_last",
         "_body", "_deaf", "_gentle", "_half", "_has_lane", "_head_bytes", "_head_timeout_s", "_head_timer",
-        "_server", "_uncounted", "_unread_timer", "body_awaited_until", "body_pace",
+        "_remote", "_server", "_uncounted", "_unread_timer", "body_awaited_until", "body_pace",
     )  # fmt: skip
 
     def __init__(self, server: Server, *, head_timeout_s: float, **options: Any) -> None:
@@ -108,6 +109,7 @@ class Connection(RequestHandler):
         self._head_timeout_s = head_timeout_s
         self._head_timer: asyncio.TimerHandle | None = None
         self._half: Half | None = None
+        self._remote: str | None = None
         self._gentle: GentleTransport | None = None
         self._absence: Absence | None = None
         self._body: StreamReader | None = None  # of the last request that came
@@ -123,6 +125,9 @@ class Connection(RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the timer: an open connection that says nothing costs a descriptor too."""
         super().connection_made(transport)
+        peername = self.peername
+        if peername is not None:
+            self._remote = str(peername[0] if isinstance(peername, list | tuple) else peername)
         admitted = self._server.admit()  # before it could be taken for an idle one itself
         gentle = self._gentle = GentleTransport(cast("asyncio.Transport", transport), self._loop, self._server.patience)
         self.transport = cast("asyncio.Transport", gentle)
@@ -152,8 +157,13 @@ class Connection(RequestHandler):
             and not self._force_close
             and not self._close
         ):
-            if self._answered(data):
-                self._stop_timer()
+            plain = None
+            # Nothing of this head is in aiohttp's parser yet, nor is it in the middle of a body.
+            if not self._head_bytes and not self._uncounted and (self._body is None or self._body.is_eof()):
+                plain = self._server.plain_head(data)
+            if self._answered(data) if plain is None else self._answered_plain(data, *plain):
+                if self._head_timer is not None:
+                    self._stop_timer()
                 return
         elif self._force_close or self._close or self._upgraded or self._payload_parser is not None:
             super().data_received(data)
@@ -200,20 +210,47 @@ class Connection(RequestHandler):
             message = messages[0][0]
             self._head_bytes = 0
             self._uncounted = False
-            try:
-                answer = begin(self._server.serve, Lane(Head(message, self, transport), inside=True))
-            except asyncio.CancelledError:
-                self.force_close()
+            half = self._begin(Head(message.method, message.path, message.headers, self._remote, transport))
+            if half is None:
+                parser.message_consumed()
                 return True
-            if isinstance(answer, Reply):
-                transport.write(answer.encode(message.method))
-                self._count(parser)
-                return True
-            self._half = answer
+            self._half = half
             self._hand_over(parsed)
         else:
             self._take(parsed, data, of_body)
         return False
+
+    def _answered_plain(self, data: bytes, method: str, target: str, fields: dict[str, str]) -> bool:
+        """As ``_answered``, for *data* of which ``plain_head`` made the rest: aiohttp's parser is spared it."""
+        transport, parser = self.transport, self._parser
+        assert parser is not None
+        if self._request_count + 1 >= self._server.keepalive_requests or transport is None or transport.is_closing():
+            return self._answered(data)
+        half = self._begin(Head(method, target, fields, self._remote, transport))
+        if half is None:
+            return True
+        try:
+            parsed = parser.feed_data(data)
+        except HttpProcessingError as exc:
+            half.cancel()
+            self._refuse(exc)
+            return False
+        self._half = half
+        self._hand_over(parsed)
+        return False
+
+    def _begin(self, head: Head) -> Half | None:
+        """Serve a request in the lane, as far as that goes; None if it has been answered, or given up."""
+        try:
+            answer = begin(self._server.serve, Lane(head, inside=True))
+        except asyncio.CancelledError:
+            self.force_close()
+            return None
+        if isinstance(answer, Half):
+            return answer
+        head.transport.write(answer.encode(head.method))
+        self._count()
+        return None
 
     # --- what is taken ----------------------------------------------------------------------------------------------
 
@@ -440,9 +477,8 @@ class Connection(RequestHandler):
         finally:
             self._parser = parser
 
-    def _count(self, parser: Any) -> None:
+    def _count(self) -> None:
         """Do for a request that was answered in the lane what aiohttp's ``start`` does for its own."""
-        parser.message_consumed()
         self._request_count += 1
         self._server.requests_count += 1
         close_time = self._loop.time() + self._keepalive_timeout
@@ -525,6 +561,7 @@ class Server(web.Server):
         self.serve = serve
         missing = missing_internals()
         self.has_lane = not missing
+        self.plain_head = calls.chosen().plain_head
         if missing:
             event(_log, "lane.off", level=logging.WARNING, missing=",".join(missing))
         self._head_timeout_s = head_timeout_s

@@ -108,6 +108,15 @@ class Instance:
         """
         fiber, template = self.fiber, self.code.template
         await fiber.instantiate(template, background=background)
+        await self.initialize(background=background)
+
+    async def initialize(self, *, background: bool = False) -> None:
+        """
+        Do what ``start`` does once the instance is made.
+
+        Raises: as ``Fiber.call``.
+        """
+        fiber, template = self.fiber, self.code.template
         if self._deployment.kind is Kind.REACTOR:
             if template.has_initialize is None:
                 template.has_initialize = fiber.has_export(b"_initialize")

@@ -10,15 +10,15 @@ in that task. Nothing else may suspend in the lane.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+import functools
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping
 from http import HTTPStatus
 from types import TracebackType, coroutine
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 from aiohttp import HttpVersion, HttpVersion11, web
 from aiohttp.helpers import must_be_empty_body, rfc822_formatted_time, should_remove_content_length
-from aiohttp.http import RawRequestMessage
-from multidict import CIMultiDict, CIMultiDictProxy
+from multidict import CIMultiDict
 
 from faas import __version__
 
@@ -37,10 +37,10 @@ class _Nothing:
     __slots__ = ()
 
     def __await__(self) -> Generator[None, None, None]:
-        return
-        yield
+        return _AT_ITS_END
 
 
+_AT_ITS_END: Final = cast("Generator[None, None, None]", iter(()))  # an iterator will do
 _NOTHING: Final = _Nothing()
 
 
@@ -51,32 +51,33 @@ class Head:
     Only for HTTP/1.1 requests without a body. Lives as long as the connection's callback, or until the lane is left.
     """
 
-    __slots__ = ("_protocol", "headers", "method", "raw_path", "transport")
+    __slots__ = ("headers", "method", "raw_path", "remote", "transport")
 
     version: HttpVersion = HttpVersion11
     scheme = "http"
     body_exists = False
     content_length: int | None = None
 
-    def __init__(self, message: RawRequestMessage, protocol: Any, transport: asyncio.Transport) -> None:
-        self._protocol = protocol
-        self.method: str = message.method
-        self.raw_path: str = message.path
-        self.headers: CIMultiDictProxy[str] = message.headers
-        self.transport: asyncio.Transport | None = transport
-
-    @property
-    def remote(self) -> str | None:
+    def __init__(
+        self,
+        method: str,
+        raw_path: str,
+        headers: Mapping[str, str],
+        remote: str | None,
+        transport: asyncio.Transport,
+    ) -> None:
+        """Args: *headers* are aiohttp's, or a dict of printable ASCII whose names are in lower case."""
+        self.remote = remote
         """The client's address, as ``BaseRequest.remote``."""
-        peername = self._protocol.peername
-        if peername is None:
-            return None
-        return str(peername[0] if isinstance(peername, list | tuple) else peername)
+        self.method = method
+        self.raw_path = raw_path
+        self.headers = headers
+        self.transport = transport
 
     @property
     def host(self) -> str:
         """The Host header, as ``BaseRequest.host``; a request without one does not get into the lane."""
-        return self.headers["Host"]
+        return self.headers["host"]
 
 
 Request = web.BaseRequest | Head
@@ -114,8 +115,9 @@ class Reply:
 
     def encode(self, method: str) -> bytes:
         """Return the reply to a *method* request in the lane (HTTP/1.1, kept alive), as aiohttp would write it."""
-        status = self.status
-        reason = _PHRASES.get(status, "") if self.reason is None else self.reason
+        status, reason = self.status, self.reason
+        if reason is None:
+            reason = _PHRASES.get(status, "")
         parts = [f"HTTP/1.1 {status} {reason}\r\n"]
         typed = dated = False
         for name, value in self.own.items():
@@ -144,7 +146,7 @@ class Reply:
         """Append what aiohttp does: length, type and date; then the body, where one may be."""
         status, body = self.status, self.body
         parts.append(server)
-        bodyless = method == "HEAD" or status in (204, 304) or must_be_empty_body(method, status)
+        bodyless = _is_bodyless(method, status)
         if not bodyless:
             parts.append(f"Content-Length: {len(body)}\r\n")
             if body and not typed:
@@ -164,6 +166,11 @@ class Reply:
             headers.add(name, value)
         headers["Server"] = SOFTWARE
         return headers
+
+
+@functools.lru_cache(maxsize=256)  # the parser takes a few methods only
+def _is_bodyless(method: str, status: int) -> bool:
+    return method == "HEAD" or status in (204, 304) or must_be_empty_body(method, status)
 
 
 class Lane:

@@ -17,6 +17,7 @@ from faas.gateway.instance import Instance
 from faas.gateway.lane import Reply
 from faas.gateway.models import ModelGate
 from faas.wasi.context import GuestExit
+from faas.wasm import calls
 from faas.wasm.memory import MemoryFaultError
 from faas.wasm.runtime import Runtime
 
@@ -57,29 +58,24 @@ async def serve_reactor(call: Call, runtime: Runtime, code: Code, models: ModelG
             log = instance.begin(call.log_line)
         fiber.before_wait = call.lane.leave
         fiber.nn = models.context(call, timeout_s=limits.timeout_s, stdout=log)
-        if ready is None:
-            await instance.start()
-        call.started = time.perf_counter()
         message = encode_request(call, body, deadline)
-        memory = fiber.own_memory()
-        ptr = await fiber.call(b"faas_alloc", len(message), results=1)
-        try:
-            if ptr == 0:
-                raise fiber.memory_limit_error(f"faas_alloc({len(message)}) returned 0")
-            memory.write(ptr, message)
-            packed = await fiber.call(b"faas_handle", ptr, len(message), results=1)
-            at, length = packed >> 32, packed & 0xFFFFFFFF
-            if length > limits.max_output_bytes:
-                raise OutputLimitError(
-                    f"the guest answered {length} bytes, more than {limits.max_output_bytes}; "
-                    "answer less, or raise limits.max_output_bytes in function.toml"
-                )
-            answer = memory.read(at, length)
-        except MemoryFaultError as exc:
-            raise MalformedResponseError(
-                "the guest named a buffer outside its memory; faas_alloc returns a pointer to that many free bytes, "
-                "faas_handle (pointer << 32) | length of its answer"
-            ) from exc
+        template = code.template
+        # What was slow begins in the pool, and what has a pool is measured between its steps.
+        if template.slow or (ready is None and (pool is not None or template.has_initialize is None)):
+            if ready is None:
+                await instance.start()
+            answer = await _answer(call, instance, message)
+        else:
+            began = time.perf_counter()
+            step, value, ready_ns = fiber.exchange(
+                template if ready is None else None,
+                message,
+                limits.max_output_bytes,
+                initialize=ready is None and bool(template.has_initialize),
+            )
+            if step >= calls.ALLOC:
+                call.started = began + ready_ns / 1e9
+            answer = value if isinstance(value, bytes) else await _answer(call, instance, message, step, value)
         reply = decode_response(call, answer)
         answered = True
         return reply
@@ -97,22 +93,62 @@ async def serve_reactor(call: Call, runtime: Runtime, code: Code, models: ModelG
             pool.give_back(instance, answered=answered)
 
 
+async def _answer(
+    call: Call, instance: Instance, message: bytes, step: int = calls.INITIALIZE, value: int | None = 0
+) -> bytes:
+    """Return the guest's answer to *message*; *step* is what ``Fiber.exchange`` came to, and *value* what of it."""
+    fiber = instance.fiber
+    max_bytes = call.served.deployment.manifest.limits.max_output_bytes
+    if value is None:
+        value = await fiber.result(step)
+    if step == calls.INSTANTIATE:
+        await instance.initialize()
+    if not call.started:
+        call.started = time.perf_counter()
+    try:
+        memory = fiber.own_memory()
+        if step != calls.HANDLE:
+            ptr = value if step == calls.ALLOC else await fiber.call(b"faas_alloc", len(message), results=1)
+            if ptr == 0:
+                raise fiber.memory_limit_error(f"faas_alloc({len(message)}) returned 0")
+            memory.write(ptr, message)
+            value = await fiber.call(b"faas_handle", ptr, len(message), results=1)
+        at, length = value >> 32, value & 0xFFFFFFFF
+        if length > max_bytes:
+            raise OutputLimitError(
+                f"the guest answered {length} bytes, more than {max_bytes}; "
+                "answer less, or raise limits.max_output_bytes in function.toml"
+            )
+        return memory.read(at, length)
+    except MemoryFaultError as exc:
+        raise MalformedResponseError(
+            "the guest named a buffer outside its memory; faas_alloc returns a pointer to that many free bytes, "
+            "faas_handle (pointer << 32) | length of its answer"
+        ) from exc
+
+
 def encode_request(call: Call, body: bytes, deadline: float) -> bytes:
     """Return the request as the guest's SDK decodes it (docs/abi.md)."""
-    served = call.served
+    served, request = call.served, call.request
+    headers = request.headers
+    left_ms = int((deadline - time.monotonic()) * 1000)
     return _encode(
         {
             "method": call.method,
             "path": _clean(call.raw_path),
             "query": _clean(call.query),
-            "headers": [(name.lower(), _text(value)) for name, value in call.request.headers.items()],
-            "params": {name: _clean(value) for name, value in call.params.items()},
+            "headers": (
+                list(headers.items())  # as it should be already
+                if type(headers) is dict
+                else [(name.lower(), _text(value)) for name, value in headers.items()]
+            ),
+            "params": {name: _clean(value) for name, value in call.params.items()} if call.params else {},
             "route": call.route,
             "function": served.name,
             "version": served.version,
             "request_id": call.request_id,
-            "remote_addr": call.request.remote or "",
-            "deadline_ms": max(0, int((deadline - time.monotonic()) * 1000)),
+            "remote_addr": request.remote or "",
+            "deadline_ms": left_ms if left_ms > 0 else 0,
             "body": body,
         }
     )

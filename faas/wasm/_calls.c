@@ -1,6 +1,7 @@
 /*
  * The calls into wasmtime that every request makes, and the way back from wasm into Python: what calls.py does by
- * ctypes, in C, since there each of them costs as much as the engine's own part of it. Same names, same behaviour;
+ * ctypes, in C, since there each of them costs as much as the engine's own part of it; and a request's head, where it
+ * is plain. Same names, same behaviour;
  * docs/adr/0016-hot-path.md has the numbers. Nothing is linked: wasmtime's functions are looked up in the library
  * that wasmtime-py has loaded, and their prototypes are below.
  *
@@ -24,7 +25,11 @@
 
 enum { KIND_I32 = 0, EXTERN_FUNC = 0, EXTERN_MEMORY = 3, MAX_PARAMS = 12 };
 enum { IDLE_TICKS = 200 };
-enum { DONE = 0, FAILED = 1, PENDING = 2 };
+enum { DONE = 0, FAILED = 1, PENDING = 2, MISSING = 3 };
+/* calls.REVISION: what was compiled from an older file is not used */
+enum { REVISION = 2 };
+/* the steps of an exchange, see calls.INSTANTIATE */
+enum { INSTANTIATE = 0, INITIALIZE = 1, ALLOC = 2, HANDLE = 3, START = 4, ANSWERED = 5 };
 
 typedef struct {
     uint8_t kind;
@@ -92,7 +97,7 @@ static const struct {
 static __thread PyObject *current_guest;
 
 static PyObject *memory_fault;
-static PyObject *str_memory, *str_failure, *str_bind_memory;
+static PyObject *str_memory, *str_failure, *str_bind_memory, *str_host;
 
 /* --- integers that are addresses -------------------------------------------------------------------------------- */
 
@@ -418,6 +423,127 @@ static PyObject *call(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssi
     return first_slice(args[0], frame, future, args[6] == Py_True);
 }
 
+/* --- all that a plain request needs of its guest, in one go ------------------------------------------------------ */
+
+typedef struct {
+    void *context;
+    frame_t *frame;
+    void *future; /* of the step that is not done */
+    uint64_t last_ns;
+    uint64_t total_ns;
+    uint64_t value; /* of the last call */
+} run_t;
+
+/* The functions here run without the GIL. */
+static int run_first(run_t *run, void *future)
+{
+    uint64_t began = now_ns();
+    bool done = wasmtime.future_poll(future);
+    run->last_ns = now_ns() - began;
+    run->total_ns += run->last_ns;
+    if (!done) {
+        run->future = future;
+        return PENDING;
+    }
+    wasmtime.future_delete(future);
+    return run->frame->trap != NULL || run->frame->error != NULL ? FAILED : DONE;
+}
+
+static int run_call(run_t *run, const char *name, uint64_t first, uint64_t second, size_t n_args, size_t n_results)
+{
+    frame_t *frame = run->frame;
+    if (!wasmtime.export_get(run->context, frame->instance, name, strlen(name), &frame->found) ||
+        frame->found.kind != EXTERN_FUNC)
+        return MISSING;
+    frame->args[0].kind = frame->args[1].kind = KIND_I32;
+    frame->args[0].of[0] = (uint32_t)first;
+    frame->args[1].of[0] = (uint32_t)second;
+    int status = run_first(run, wasmtime.func_call(run->context, frame->found.of, frame->args, n_args, frame->results,
+                                                   n_results, &frame->trap, &frame->error));
+    if (status == DONE && n_results != 0) {
+        const val_t *result = frame->results;
+        run->value = result->kind == KIND_I32 ? (uint32_t)result->of[0] : result->of[0];
+    }
+    return status;
+}
+
+/* Where *length* bytes at *ptr* of the guest's memory are, NULL if they are not inside. */
+static uint8_t *run_memory(run_t *run, uint64_t ptr, uint64_t length)
+{
+    extern_t memory;
+    if (!wasmtime.export_get(run->context, run->frame->instance, "memory", 6, &memory) ||
+        memory.kind != EXTERN_MEMORY)
+        return NULL;
+    uint64_t size = wasmtime.memory_data_size(run->context, memory.of);
+    if (ptr > size || length > size - ptr)
+        return NULL;
+    return wasmtime.memory_data(run->context, memory.of) + ptr;
+}
+
+/* See calls.exchange. */
+static PyObject *exchange(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n)
+{
+    run_t run = {0};
+    void *at, *pre;
+    char *message = NULL;
+    Py_ssize_t n_message = 0;
+    uint64_t max_bytes = 0;
+    if (!n_arguments("exchange", n, 7) || !pointer_of(args[1], &run.context) || !pointer_of(args[2], &at) ||
+        !pointer_of(args[3], &pre))
+        return NULL;
+    bool initialize = args[4] == Py_True, is_command = args[5] == Py_None;
+    if (!is_command && PyBytes_AsStringAndSize(args[5], &message, &n_message) < 0)
+        return NULL;
+    if (!unsigned_of(args[6], &max_bytes))
+        return NULL;
+    run.frame = at;
+    int step = INSTANTIATE, status = DONE;
+    const uint8_t *answer = NULL;
+    uint64_t n_answer = 0, ready_ns = 0;
+    PyObject *before = current_guest;
+    current_guest = args[0];
+    Py_BEGIN_ALLOW_THREADS
+    uint64_t began = now_ns();
+    if (pre != NULL)
+        status = run_first(&run, wasmtime.instantiate(pre, run.context, run.frame->instance, &run.frame->trap,
+                                                      &run.frame->error));
+    if (status == DONE && initialize) {
+        step = INITIALIZE;
+        status = run_call(&run, "_initialize", 0, 0, 0, 0);
+    }
+    ready_ns = now_ns() - began;
+    if (status == DONE && is_command) {
+        step = START;
+        status = run_call(&run, "_start", 0, 0, 0, 0);
+    } else if (status == DONE) {
+        step = ALLOC;
+        status = run_call(&run, "faas_alloc", (uint64_t)n_message, 0, 1, 1);
+        uint64_t ptr = run.value;
+        uint8_t *to = status == DONE && ptr != 0 ? run_memory(&run, ptr, (uint64_t)n_message) : NULL;
+        if (to != NULL) {
+            memcpy(to, message, (size_t)n_message);
+            step = HANDLE;
+            status = run_call(&run, "faas_handle", ptr, (uint64_t)n_message, 2, 1);
+            n_answer = run.value & UINT32_MAX;
+            if (status == DONE && n_answer <= max_bytes)
+                answer = run_memory(&run, run.value >> 32, n_answer);
+        }
+    }
+    Py_END_ALLOW_THREADS
+    current_guest = before;
+    PyObject *value;
+    if (answer != NULL) {
+        step = ANSWERED;
+        value = PyBytes_FromStringAndSize((const char *)answer, (Py_ssize_t)n_answer);
+    } else {
+        value = PyLong_FromUnsignedLongLong(status == PENDING ? (uint64_t)(uintptr_t)run.future : run.value);
+    }
+    if (value == NULL)
+        return NULL;
+    return Py_BuildValue("iiKKKN", step, status, (unsigned long long)run.last_ns, (unsigned long long)run.total_ns,
+                         (unsigned long long)ready_ns, value);
+}
+
 static PyObject *poll(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n)
 {
     void *future;
@@ -436,6 +562,112 @@ static PyObject *future_delete(PyObject *Py_UNUSED(module), PyObject *pointer)
     wasmtime.future_delete(future);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
+}
+
+/* --- a request's head ---------------------------------------------------------------------------------------------- */
+
+enum { MAX_PLAIN_BYTES = 4096, MAX_PLAIN_HEADERS = 32 };
+
+/* What a field name may consist of (RFC 9110 5.6.2), in lower case; 0 for anything else. */
+static unsigned char token[256];
+
+static void fill_token(void)
+{
+    for (const char *c = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz"; *c != 0; c++)
+        token[(unsigned char)*c] = (unsigned char)*c;
+    for (int c = 'A'; c <= 'Z'; c++)
+        token[c] = (unsigned char)(c - 'A' + 'a');
+}
+
+/* Fields that say something about the connection or a body, or decide what the parser does next: not plain. */
+static bool is_special(const unsigned char *name, size_t n)
+{
+    static const char *const NAMES[] = {"connection",       "content-length",    "content-encoding", "expect",
+                                        "proxy-connection", "transfer-encoding", "upgrade"};
+    for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES; i++)
+        if (strlen(NAMES[i]) == n && memcmp(NAMES[i], name, n) == 0)
+            return true;
+    return false;
+}
+
+/* Add one field, its line without the line's end, to *headers*; 0 if it is not plain, -1 with an exception set. */
+static int plain_field(const unsigned char *line, size_t n, PyObject *headers)
+{
+    unsigned char name[64];
+    size_t at = 0;
+    for (; at < n && line[at] != ':'; at++)
+        if (at == sizeof name || (name[at] = token[line[at]]) == 0)
+            return 0;
+    if (at == 0 || at == n || is_special(name, at))
+        return 0;
+    const unsigned char *value = line + at + 1, *end = line + n;
+    while (value < end && (*value == ' ' || *value == '\t'))
+        value++;
+    while (value < end && (end[-1] == ' ' || end[-1] == '\t'))
+        end--;
+    for (const unsigned char *c = value; c < end; c++)
+        if ((*c < 0x20 && *c != '\t') || *c > 0x7e)
+            return 0;
+    PyObject *key = PyUnicode_DecodeASCII((const char *)name, (Py_ssize_t)at, NULL);
+    PyObject *text = PyUnicode_DecodeASCII((const char *)value, end - value, NULL);
+    int done = -1;
+    if (key != NULL && text != NULL) {
+        done = PyDict_Contains(headers, key);
+        if (done >= 0)
+            done = done != 0 ? 0 : PyDict_SetItem(headers, key, text) < 0 ? -1 : 1;
+    }
+    Py_XDECREF(key);
+    Py_XDECREF(text);
+    return done;
+}
+
+/* See calls.plain_head. */
+static PyObject *plain_head(PyObject *Py_UNUSED(module), PyObject *head)
+{
+    static const char *const METHODS[] = {"GET ", "HEAD ", "DELETE ", "POST ", "PUT ", "PATCH "};
+    static const char VERSION[] = " HTTP/1.1\r\n";
+    char *bytes;
+    Py_ssize_t size;
+    if (PyBytes_AsStringAndSize(head, &bytes, &size) < 0)
+        return NULL;
+    if (size > MAX_PLAIN_BYTES || size < 4 || memcmp(bytes + size - 4, "\r\n\r\n", 4) != 0)
+        Py_RETURN_NONE;
+    const unsigned char *at = (const unsigned char *)bytes, *end = at + size - 2;
+    size_t n_method = 0;
+    for (size_t i = 0; i < sizeof METHODS / sizeof *METHODS && n_method == 0; i++)
+        if (strncmp(bytes, METHODS[i], strlen(METHODS[i])) == 0)
+            n_method = strlen(METHODS[i]) - 1;
+    const unsigned char *target = at + n_method + 1, *after = target;
+    if (n_method == 0 || *target != '/')
+        Py_RETURN_NONE;
+    while (*after > 0x20 && *after < 0x7f && *after != '#')
+        after++;
+    if ((size_t)(end - after) < sizeof VERSION - 1 || memcmp(after, VERSION, sizeof VERSION - 1) != 0)
+        Py_RETURN_NONE;
+    PyObject *headers = PyDict_New();
+    int done = headers == NULL ? -1 : 1, n_headers = 0;
+    at = after + sizeof VERSION - 1;
+    while (done > 0 && at < end) {
+        const unsigned char *line_end = memchr(at, '\r', (size_t)(end - at));
+        if (line_end == NULL || line_end[1] != '\n' || ++n_headers > MAX_PLAIN_HEADERS) {
+            done = 0;
+            break;
+        }
+        done = plain_field(at, (size_t)(line_end - at), headers);
+        at = line_end + 2;
+    }
+    PyObject *made = NULL;
+    if (done > 0) {
+        int has_host = PyDict_Contains(headers, str_host);
+        if (has_host > 0)
+            made = Py_BuildValue("s#s#O", bytes, (Py_ssize_t)n_method, (const char *)target,
+                                 (Py_ssize_t)(after - target), headers);
+        done = has_host;
+    }
+    Py_XDECREF(headers);
+    if (done == 0)
+        Py_RETURN_NONE;
+    return made;
 }
 
 /* --- the ticker -------------------------------------------------------------------------------------------------- */
@@ -727,11 +959,13 @@ static PyMethodDef functions[] = {
     {"store_delete", store_delete, METH_O, "See calls.store_delete."},
     FAST(instantiate, "See calls.instantiate."),
     FAST(call, "See calls.call."),
+    FAST(exchange, "See calls.exchange."),
     FAST(poll, "See calls.poll."),
     {"future_delete", future_delete, METH_O, "See calls.future_delete."},
     FAST(memory_of_caller, "See calls.memory_of_caller."),
     FAST(memory_of_instance, "See calls.memory_of_instance."),
     FAST(host_callback, "See calls.host_callback."),
+    {"plain_head", plain_head, METH_O, "See calls.plain_head."},
     {"current", current, METH_NOARGS, "See calls.current."},
     {NULL, NULL, 0, NULL},
 };
@@ -748,13 +982,16 @@ PyMODINIT_FUNC PyInit__calls(void)
 {
     if (PyType_Ready(&MemoryType) < 0 || PyType_Ready(&TickerType) < 0)
         return NULL;
+    fill_token();
     str_memory = PyUnicode_InternFromString("memory");
     str_failure = PyUnicode_InternFromString("failure");
     str_bind_memory = PyUnicode_InternFromString("bind_memory");
-    if (str_memory == NULL || str_failure == NULL || str_bind_memory == NULL)
+    str_host = PyUnicode_InternFromString("host");
+    if (str_memory == NULL || str_failure == NULL || str_bind_memory == NULL || str_host == NULL)
         return NULL;
     PyObject *made = PyModule_Create(&module);
     if (made != NULL && (PyModule_AddIntConstant(made, "FRAME_BYTES", sizeof(frame_t)) < 0 ||
+                         PyModule_AddIntConstant(made, "REVISION", REVISION) < 0 ||
                          PyModule_AddObjectRef(made, "Ticker", (PyObject *)&TickerType) < 0))
         Py_CLEAR(made);
     return made;

@@ -23,16 +23,21 @@ from faas.log import event
 from faas.wasm import capi
 from faas.wasm.memory import MemoryFaultError
 
-DONE, FAILED, PENDING = 0, 1, 2
-"""What a first slice came to; FAILED leaves a trap or an error in the frame."""
+DONE, FAILED, PENDING, MISSING = 0, 1, 2, 3
+"""What a first slice came to; FAILED leaves a trap or an error in the frame, MISSING: no such function to call."""
+INSTANTIATE, INITIALIZE, ALLOC, HANDLE, START, ANSWERED = range(6)
+"""The steps of ``exchange``: those of a reactor, that of a command, and what a reactor has come to after them."""
 
 IDLE_TICKS = 200
+REVISION = 2
+"""Of what both offer: another one than in ``_calls.c`` means that this was not compiled again."""
 
 _log = logging.getLogger(__name__)
 _current = threading.local()
 # Structures of capi.Frame, written and read whole: a ctypes field costs as much as a short C call.
 _TWO_ARGS = struct.Struct("<B7xq16xB7xq")
 _FAILED = struct.Struct("<QQ")
+_RESULT = struct.Struct("<B7xQ")
 _FRAME = struct.Struct(f"{ctypes.sizeof(capi.Frame)}s")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
@@ -47,7 +52,7 @@ class LinearMemory:
     safe lower bound and is read again only when an access would pass it.
     """
 
-    __slots__ = ("_base", "_context", "_handle", "_size", "_view")
+    __slots__ = ("_base", "_context", "_handle", "_size", "_view", "owner")
 
     def __init__(self, context: int, handle: int) -> None:
         """Args: *handle* is the address of a ``wasmtime_memory_t`` that stays in place as long as this object."""
@@ -56,6 +61,8 @@ class LinearMemory:
         self._base: int = capi.memory_data(context, handle)
         self._size = 0
         self._view = memoryview(b"")
+        self.owner: object = None
+        """What keeps the handle in place, if that is nobody else."""
 
     def size(self) -> int:
         """Return the memory's size in bytes, now."""
@@ -170,6 +177,89 @@ def call(  # noqa: PLR0917 - the same as in C
     )
 
 
+def exchange(  # noqa: PLR0917 - the same as in C
+    guest: Any, context: int, at: int, pre: int, initialize: bool, message: bytes | None, max_bytes: int
+) -> tuple[int, int, int, int, int, Any]:
+    """
+    Do all that a request needs of *guest*, as far as that goes within the first slice of each step.
+
+    Makes its instance unless *pre* is 0, calls ``_initialize`` if it is to; then a command's ``_start`` (*message*
+    None), or a reactor's ``faas_alloc`` and ``faas_handle``, with *message* in its memory.
+    Returns: the last step that was begun and what its first slice came to; the nanoseconds of that slice, of all of
+    them, and until the guest was ready for its request; a value. That is the answer, of at most *max_bytes*, after
+    ANSWERED; PENDING, the future; else what the step's function returned. A step that is DONE but not followed by the
+    next one returned what the caller has to refuse.
+    """
+    began = time.perf_counter_ns()
+    step, last_ns, total_ns, value = INSTANTIATE, 0, 0, 0
+
+    def ran(outcome: tuple[int, int, int] | None, n_results: int = 0) -> int:
+        nonlocal last_ns, total_ns, value
+        if outcome is None:
+            return MISSING
+        status, last_ns, future = outcome
+        total_ns += last_ns
+        if status == PENDING:
+            value = future
+        elif status == DONE and n_results:
+            kind, value = _RESULT.unpack(ctypes.string_at(at + capi.FRAME_RESULTS, _RESULT.size))
+            if kind == capi.I32:
+                value &= 0xFFFFFFFF
+        return status
+
+    status = DONE
+    if pre:
+        status = ran(instantiate(guest, context, at, pre, True))
+    if status == DONE and initialize:
+        step, status = INITIALIZE, ran(call(guest, context, at, b"_initialize", (), 0, True))
+    ready_ns = time.perf_counter_ns() - began
+    answer: bytes | None = None
+    if status == DONE and message is None:
+        step, status = START, ran(call(guest, context, at, b"_start", (), 0, True))
+    elif status == DONE and message is not None:
+        step, status = ALLOC, ran(call(guest, context, at, b"faas_alloc", (len(message),), 1, True), 1)
+        if status == DONE and value and _copied(context, at, value, message):
+            args = (value, len(message))
+            step, status = HANDLE, ran(call(guest, context, at, b"faas_handle", args, 1, True), 1)
+            if status == DONE and value & 0xFFFFFFFF <= max_bytes:
+                answer = _copy(context, at, value >> 32, value & 0xFFFFFFFF)
+    if answer is not None:
+        return ANSWERED, status, last_ns, total_ns, ready_ns, answer
+    return step, status, last_ns, total_ns, ready_ns, value
+
+
+def _copied(context: int, at: int, ptr: int, message: bytes) -> bool:
+    """Return whether *message* is at *ptr* now."""
+    memory = _own_memory(context, at)
+    try:
+        if memory is not None:
+            memory.write(ptr, message)
+    except MemoryFaultError:
+        return False
+    return memory is not None
+
+
+def _copy(context: int, at: int, ptr: int, length: int) -> bytes | None:
+    """Return *length* bytes at *ptr*, None if they are not inside."""
+    memory = _own_memory(context, at)
+    try:
+        return None if memory is None else memory.read(ptr, length)
+    except MemoryFaultError:
+        return None
+
+
+def _own_memory(context: int, at: int) -> LinearMemory | None:
+    # Not into the frame's place for it, which the guest's own view may refer to.
+    found = capi.Extern()
+    name = b"memory"
+    there = capi.instance_export_get(context, at + capi.FRAME_INSTANCE, name, len(name), ctypes.addressof(found))
+    if not there or found.kind != capi.EXTERN_MEMORY:
+        return None
+    memory = LinearMemory(context, ctypes.addressof(found) + capi.Extern.of.offset)
+    memory.owner = found
+    return memory
+
+
 def _first_slice(guest: Any, at: int, future: int, now: bool) -> tuple[int, int, int]:
     if not now:
         return PENDING, 0, future
@@ -203,6 +293,19 @@ def future_delete(future: int) -> None:
 def current() -> Any:
     """Return the guest whose slice runs on this thread."""
     return _current.guest
+
+
+# --- a request's head -------------------------------------------------------------------------------------------------
+
+
+def plain_head(_head: bytes) -> tuple[str, str, dict[str, str]] | None:
+    """
+    Return method, target and fields (by their names in lower case) of a whole HTTP/1.1 head, if it is plain.
+
+    None for one that aiohttp's parser is to take: with a body or a word about the connection, a field that comes
+    twice, anything but printable ASCII, or what may be an error. Here it takes all: Python would not be quicker.
+    """
+    return None
 
 
 # --- the ticker ------------------------------------------------------------------------------------------------------
@@ -330,7 +433,7 @@ def chosen() -> ModuleType:
         except (ImportError, OSError) as exc:
             event(_log, "native_calls.off", reason=str(exc))
         else:
-            if ctypes.sizeof(capi.Frame) == _calls.FRAME_BYTES:
+            if ctypes.sizeof(capi.Frame) == _calls.FRAME_BYTES and getattr(_calls, "REVISION", 1) == REVISION:
                 return _calls
-            event(_log, "native_calls.off", reason="compiled for another frame; install again")
+            event(_log, "native_calls.off", reason="compiled for another version; install again")
     return sys.modules[__name__]

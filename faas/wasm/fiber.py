@@ -49,6 +49,15 @@ OFFLOADED_SLICES_S = 0.01
 _RESULT = struct.Struct("<B7xQ")
 _FAILED = struct.Struct("<QQ")
 
+_STEP_NAMES = {
+    calls.INSTANTIATE: b"",
+    calls.INITIALIZE: b"_initialize",
+    calls.ALLOC: b"faas_alloc",
+    calls.HANDLE: b"faas_handle",
+    calls.START: b"_start",
+}
+_WITH_RESULT = (calls.ALLOC, calls.HANDLE)
+
 
 class NoMemory:
     """The GuestMemory of a guest that exports none: every access faults."""
@@ -58,6 +67,9 @@ class NoMemory:
             raise MemoryFaultError
 
         return fault
+
+
+_NO_MEMORY = NoMemory()
 
 
 class Fiber:
@@ -71,6 +83,7 @@ class Fiber:
 
     __slots__ = (
         "_at",
+        "_began",
         "_busy",
         "_calls",
         "_closed",
@@ -136,6 +149,7 @@ class Fiber:
         self._frame = capi.Frame()
         self._at = ctypes.addressof(self._frame)
         self._future: int | None = None
+        self._began: tuple[int, int, int] | None = None
         self._busy: Future[bool] | None = None
         self._closed = False
         self._last_slice_ns = 0
@@ -163,7 +177,7 @@ class Fiber:
     def bind_memory(self, caller: int) -> None:
         """Find the guest's exported memory; called at its first host call, which may be inside its start function."""
         memory = self._calls.memory_of_caller(self._context, caller, self._at)
-        self.memory = NoMemory() if memory is None else memory
+        self.memory = _NO_MEMORY if memory is None else memory
 
     # --- what kinds of function use ---------------------------------------------------------------------------------
 
@@ -202,12 +216,60 @@ class Fiber:
             background = slow.get(name, 0.0) > time.monotonic()
         began = self._calls.call(self, self._context, self._at, name, args, results, not background)
         if began is None:
-            raise GuestTrapError(f"the module does not export the function {name.decode()!r}; export it and redeploy")
+            raise _not_exported(name)
         await self._ran(began, None if background else name)
         if slow and self.cpu_ns < QUICK_NS:
             slow.pop(name, None)
-        if not results:
-            return 0
+        return self._result() if results else 0
+
+    def exchange(
+        self, template: Template | None, message: bytes | None, max_bytes: int, *, initialize: bool
+    ) -> tuple[int, bytes | int | None, int]:
+        """
+        Do what a request needs of its guest in one go, as far as that goes without waiting: ``calls.exchange``.
+
+        Args: *template* None: the instance is there already; *message* None: it is a command.
+        Returns: the step that it came to; what that step returned (``calls.ANSWERED``: the answer), None if it is
+        not done and ``result`` is to be awaited; and the nanoseconds until the guest was ready for its request.
+        Raises: as ``instantiate`` and ``call``.
+        """
+        self._wake_ticker()
+        self._must_yield = False
+        pre = 0
+        if template is not None:
+            self._template = template
+            pre = template.pre
+        step, status, last_ns, total_ns, ready_ns, value = self._calls.exchange(
+            self, self._context, self._at, pre, initialize, message, max_bytes
+        )
+        self._instantiated = step > calls.INSTANTIATE or (status == calls.DONE and pre != 0)
+        if status == calls.PENDING:
+            self.cpu_ns += total_ns - last_ns
+            self._began = status, last_ns, value
+            return step, None, ready_ns
+        self.cpu_ns += total_ns
+        self._last_slice_ns = last_ns
+        if status == calls.FAILED:
+            self._raise_failure()
+        if status == calls.MISSING:
+            raise _not_exported(_STEP_NAMES[step])
+        return step, value, ready_ns
+
+    async def result(self, step: int) -> int:
+        """
+        Return what *step* of ``exchange``, which was not done, returns once it is.
+
+        Raises: as ``instantiate`` and ``call``.
+        """
+        began, self._began = self._began, None
+        assert began is not None
+        name = _STEP_NAMES[step]
+        await self._ran(began, name or None)
+        if step == calls.INSTANTIATE:
+            self._instantiated = True
+        return self._result() if step in _WITH_RESULT else 0
+
+    def _result(self) -> int:
         kind, result = _RESULT.unpack_from(self._frame, capi.FRAME_RESULTS)
         return int(result & 0xFFFFFFFF) if kind == capi.I32 else int(result)
 
@@ -252,11 +314,12 @@ class Fiber:
             self._delete()
 
     def _delete(self) -> None:
-        if self._future is not None:
-            self._calls.future_delete(self._future)
-            self._future = None
+        future = self._future if self._began is None else self._began[2]
+        if future is not None:
+            self._calls.future_delete(future)
+            self._future = self._began = None
         # A cancelled slice may have ended by itself since: what it left is ours to free.
-        if any(_FAILED.unpack_from(self._frame, capi.FRAME_TRAP)):
+        if self._busy is not None and any(_FAILED.unpack_from(self._frame, capi.FRAME_TRAP)):
             frame = self._frame
             if frame.trap:
                 capi.take_trap(frame.trap)
@@ -264,7 +327,7 @@ class Fiber:
                 capi.take_error(frame.error)
         self._calls.store_delete(self._store)
         self._template = None
-        self.memory = NoMemory()
+        self.memory = _NO_MEMORY
         wait, self._wait = self._wait, None
         if wait is not None and asyncio.iscoroutine(wait):
             wait.close()
@@ -416,6 +479,10 @@ class Fiber:
         capi.global_get(self._context, at + capi.FRAME_EXPORT_OF, at + capi.FRAME_RESULTS)
         flag = self._frame.results[0]
         return flag.kind == capi.I32 and bool(flag.i64 & 0xFFFFFFFF)
+
+
+def _not_exported(name: bytes) -> GuestTrapError:
+    return GuestTrapError(f"the module does not export the function {name.decode()!r}; export it and redeploy")
 
 
 def first_line(message: str) -> str:

@@ -35,6 +35,13 @@ def test_ones_that_were_compiled_for_another_frame_are_not_used(monkeypatch: pyt
     assert calls.chosen.__wrapped__() is calls
 
 
+def test_ones_that_were_compiled_from_an_older_file_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = pytest.importorskip("faas.wasm._calls")
+    monkeypatch.delattr(compiled, "REVISION")
+    monkeypatch.delenv("FAAS_NATIVE_CALLS", raising=False)
+    assert calls.chosen.__wrapped__() is calls
+
+
 def test_both_have_the_same_functions() -> None:
     compiled = pytest.importorskip("faas.wasm._calls")
     names = {name for name in vars(compiled) if not name.startswith("_")} - {"FRAME_BYTES", "open_library"}
