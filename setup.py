@@ -2,4 +2,9 @@
 
 from setuptools import Extension, setup
 
-setup(ext_modules=[Extension("faas.wasm._calls", ["faas/wasm/_calls.c"], optional=True)])
+setup(
+    ext_modules=[
+        Extension("faas.wasm._calls", ["faas/wasm/_calls.c"], optional=True),
+        Extension("faas.wasm._values", ["faas/wasm/_values.c"], optional=True),
+    ]
+)

@@ -10,10 +10,11 @@ from faas.manifest import Manifest
 
 
 class Kind(str, Enum):
-    """What contract a module fulfils; found at deploy from its imports and exports."""
+    """What contract a module or component fulfils; found at deploy from its imports and exports."""
 
     COMMAND = "command"
     REACTOR = "reactor"
+    HTTP = "http"  # a component that exports wasi:http/incoming-handler
 
 
 class Deployment(msgspec.Struct, frozen=True):

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from faas.destinations import parse_destination
 from faas.errors import ManifestError
 from faas.routes import parse_route
 
@@ -59,6 +60,7 @@ class Capabilities(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     """What a function may reach beyond its own request; nothing by default."""
 
     models: tuple[str, ...] = ()
+    outbound: tuple[str, ...] = ()
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -119,6 +121,8 @@ def manifest_from_builtins(raw: Any, *, origin: str = "manifest") -> Manifest:
     for key, value in manifest.env.items():
         if not key or "=" in key or "\0" in key + value:
             raise ManifestError(f"{origin}: env {key!r} can't be an environment variable; rename it")
+    for entry in manifest.capabilities.outbound:
+        parse_destination(entry)
     warm = manifest.warm
     if warm.min > warm.max:
         raise ManifestError(f"{origin}: warm.min is {warm.min} and warm.max {warm.max}; raise warm.max")

@@ -120,7 +120,20 @@ def read_layout(wasm: bytes) -> Layout:
     Source: WebAssembly core specification 3.0, chapter 5 (binary format).
     """
     _check_header(wasm)
-    return _ModuleReader(wasm).read()
+    return _ModuleReader(wasm, 8, len(wasm)).read()
+
+
+def read_sizes(wasm: bytes, start: int, end: int) -> Layout:
+    """
+    Return only the memories and tables that the core module in ``wasm[start:end]`` defines; the rest is skipped.
+
+    Raises: InvalidModuleError.
+    """
+    if wasm[start : start + 8] != MAGIC + b"\x01\0\0\0":
+        raise InvalidModuleError(
+            f"the module is not valid at offset {start}: no core module begins there; build it anew", offset=start
+        )
+    return _SizeReader(wasm, start + 8, end).read()
 
 
 def shown(text: str, *, limit: int = 200) -> str:
@@ -163,13 +176,73 @@ def _foreign_format(wasm: bytes) -> str:
     return "; give a compiled .wasm file"
 
 
-class _ModuleReader:
+class Reader:
+    """Reads numbers and names of the binary format from a part of a file; nothing is copied but the names."""
+
+    def __init__(self, wasm: bytes, pos: int, end: int) -> None:
+        self._wasm = wasm
+        self._pos = pos
+        self._end = end
+
+    def _name(self) -> str:
+        at = self._pos
+        length = self._u32()
+        if length > min(_MAX_NAME_BYTES, self._end - self._pos):
+            raise self._error(f"a name of {length} bytes does not fit", at)
+        raw = self._wasm[self._pos : self._pos + length]
+        self._pos += length
+        try:
+            return raw.decode()
+        except UnicodeDecodeError as exc:
+            raise self._error("a name is not UTF-8", at) from exc
+
+    def _count(self, *, min_item_bytes: int) -> int:
+        """Read an item count and refuse one that the section's own bytes can't hold."""
+        at = self._pos
+        count = self._u32()
+        if count > _MAX_ITEMS or count * min_item_bytes > self._end - self._pos:
+            raise self._error(f"{count} items do not fit into their section", at)
+        return count
+
+    # --- bytes ------------------------------------------------------------------------------------------------------
+
+    def _byte(self) -> int:
+        if self._pos >= self._end:
+            raise self._error("the module ends in the middle of a section; upload the whole file", self._pos)
+        byte = self._wasm[self._pos]
+        self._pos += 1
+        return byte
+
+    def _u32(self) -> int:
+        return self._leb(32)
+
+    def _u64(self) -> int:
+        return self._leb(64)
+
+    def _leb(self, bits: int) -> int:
+        """Read an unsigned LEB128 of at most *bits* bits, padding allowed as the specification allows it."""
+        at = self._pos
+        number = shift = 0
+        while shift < bits:
+            byte = self._byte()
+            number |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                if number >> bits:
+                    break
+                return number
+            shift += 7
+        raise self._error(f"an integer is longer than {bits} bits", at)
+
+    def _error(self, what: str, at: int) -> InvalidModuleError:
+        return InvalidModuleError(f"the module is not valid at offset {at}: {what}", offset=at)
+
+
+class _ModuleReader(Reader):
     """One pass over a module's sections; lives for one ``read``."""
 
-    def __init__(self, wasm: bytes) -> None:
-        self._wasm = wasm
-        self._pos = 8
-        self._end = len(wasm)
+    def __init__(self, wasm: bytes, pos: int, end: int) -> None:
+        super().__init__(wasm, pos, end)
+        self._stop = end
         self._types: list[FuncType] = []
         self._func_types: list[int] = []
         self._imports: list[Import] = []
@@ -180,13 +253,13 @@ class _ModuleReader:
 
     def read(self) -> Layout:
         last = 0
-        while self._pos < len(self._wasm):
+        while self._pos < self._stop:
             at = self._pos
             section = self._byte()
             size = self._u32()
-            if size > len(self._wasm) - self._pos:
+            if size > self._stop - self._pos:
                 raise self._error(
-                    f"section {section} claims {size} bytes and {len(self._wasm) - self._pos} are left: the file is cut"
+                    f"section {section} claims {size} bytes and {self._stop - self._pos} are left: the file is cut"
                     " off; upload the whole file",
                     at,
                 )
@@ -205,7 +278,7 @@ class _ModuleReader:
                 read(self)
                 if self._pos != self._end:
                     raise self._error(f"section {section} is longer than its contents", self._pos)
-            self._end = len(self._wasm)
+            self._end = self._stop
         return self._layout()
 
     def _layout(self) -> Layout:
@@ -340,54 +413,11 @@ class _ModuleReader:
             raise self._error(f"a function type has {count} values; {_MAX_FUNC_VALUES} is the limit", at)
         return "".join(self._value_type() for _ in range(count))
 
-    def _name(self) -> str:
-        at = self._pos
-        length = self._u32()
-        if length > min(_MAX_NAME_BYTES, self._end - self._pos):
-            raise self._error(f"a name of {length} bytes does not fit", at)
-        raw = self._wasm[self._pos : self._pos + length]
-        self._pos += length
-        try:
-            return raw.decode()
-        except UnicodeDecodeError as exc:
-            raise self._error("a name is not UTF-8", at) from exc
 
-    def _count(self, *, min_item_bytes: int) -> int:
-        """Read an item count and refuse one that the section's own bytes can't hold."""
-        at = self._pos
-        count = self._u32()
-        if count > _MAX_ITEMS or count * min_item_bytes > self._end - self._pos:
-            raise self._error(f"{count} items do not fit into their section", at)
-        return count
+class _SizeReader(_ModuleReader):
+    """One pass that looks at tables and memories only: what else is in the modules of a component is wasmtime's."""
 
-    # --- bytes ------------------------------------------------------------------------------------------------------
-
-    def _byte(self) -> int:
-        if self._pos >= self._end:
-            raise self._error("the module ends in the middle of a section; upload the whole file", self._pos)
-        byte = self._wasm[self._pos]
-        self._pos += 1
-        return byte
-
-    def _u32(self) -> int:
-        return self._leb(32)
-
-    def _u64(self) -> int:
-        return self._leb(64)
-
-    def _leb(self, bits: int) -> int:
-        """Read an unsigned LEB128 of at most *bits* bits, padding allowed as the specification allows it."""
-        at = self._pos
-        number = shift = 0
-        while shift < bits:
-            byte = self._byte()
-            number |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                if number >> bits:
-                    break
-                return number
-            shift += 7
-        raise self._error(f"an integer is longer than {bits} bits", at)
-
-    def _error(self, what: str, at: int) -> InvalidModuleError:
-        return InvalidModuleError(f"the module is not valid at offset {at}: {what}", offset=at)
+    _SECTIONS: dict[int, Callable[[_ModuleReader], None]] = {  # noqa: RUF012 (never changed)
+        4: _ModuleReader._read_tables,
+        5: _ModuleReader._read_memories,
+    }

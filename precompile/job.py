@@ -9,14 +9,18 @@ from pathlib import Path
 
 import msgspec
 from wasmtime import Engine, Module, WasmtimeError
+from wasmtime.component import Component, ComponentInstanceType, FuncType, OwnType, ResourceType
 
 from faas.artifacts.store import disk_watched, native_key
-from faas.errors import CompileFailedError, FaasError, InternalError, InvalidModuleError
+from faas.errors import CompileFailedError, FaasError, InternalError, InvalidModuleError, UnknownKindError
 from faas.manifest import Manifest
 from faas.problems import to_problem
 from faas.wasm.engine import EngineProfile, fingerprint, new_engine
 from precompile.binary import shown
+from precompile.bytelists import pass_bytes_whole
+from precompile.component import interface_key, is_component
 from precompile.growth import watch_growth
+from precompile.interfaces import HANDLER, validate_component
 from precompile.limits import limit_process, memory_limit_error
 from precompile.preinit import preinit
 from precompile.validate import ModuleFacts, validate
@@ -96,6 +100,8 @@ def run_job(job: Job, on_stage: Callable[[str], None]) -> Report:
     clock = _StageClock(on_stage)
     clock.begin("validate")
     wasm = Path(job.wasm_path).read_bytes()
+    if is_component(wasm):
+        return _run_component_job(job, wasm, clock)
     facts = validate(wasm, job.manifest, job.profile)
     key = native_key(job.wasm_digest, facts.preinit, fingerprint(job.profile))
     if key in job.known_keys:
@@ -131,6 +137,73 @@ def run_job(job: Job, on_stage: Callable[[str], None]) -> Report:
     return Report(facts, key, reused=False, stage_ms=clock.end())
 
 
+def _run_component_job(job: Job, wasm: bytes, clock: _StageClock) -> Report:
+    facts, component = validate_component(wasm, job.manifest, job.profile)
+    key = native_key(job.wasm_digest, facts.preinit, fingerprint(job.profile))
+    if key in job.known_keys:
+        return Report(facts, key, reused=True, stage_ms=clock.end())
+    clock.begin("compile")
+    engine = new_engine(job.profile, pooling=False)
+    whole = pass_bytes_whole(wasm, component)
+    try:
+        compiled = _compile_component(engine, whole)
+    except FaasError:
+        if whole is wasm:
+            raise
+        # Parts that hand the changed functions on to each other don't fit any more: slower, and the same otherwise.
+        compiled = _compile_component(engine, wasm)
+    _check_handler(engine, compiled)
+    output = Path(job.output_path)
+    output.write_bytes(compiled.serialize())
+    _try_load(output, job.profile, Component)
+    return Report(facts, key, reused=False, stage_ms=clock.end())
+
+
+def _compile_component(engine: Engine, wasm: bytes) -> Component:
+    """Return the component *wasm*, compiled; the engine validates all of it."""
+    try:
+        return Component(engine, wasm)
+    except WasmtimeError as exc:
+        reason = _one_line(exc)
+        if "at offset" in reason:
+            raise InvalidModuleError(
+                f"the component is not valid: {reason}; rebuild it without proposals that are off on this host"
+            ) from exc
+        raise CompileFailedError(
+            f"the compiler refused the component: {reason}; build it with an optimising release profile or split its"
+            " largest function"
+        ) from exc
+
+
+def _check_handler(engine: Engine, component: Component) -> None:
+    """Refuse a handler that can't be called with a request and a place for the response, as ``wasi:http`` has them."""
+    type_ = component.type
+    resources = [
+        part
+        for name, item in type_.imports(engine).items()
+        if interface_key(name) == "wasi:http/types" and isinstance(instance := item.ty, ComponentInstanceType)
+        for part in instance.exports(engine).items()
+    ]
+    wanted = [
+        [OwnType(found) for name, item in resources if name == resource and isinstance(found := item.ty, ResourceType)]
+        for resource in ("incoming-request", "response-outparam")
+    ]
+    for name, item in type_.exports(engine).items():
+        instance = item.ty
+        if interface_key(name) != HANDLER or not isinstance(instance, ComponentInstanceType):
+            continue
+        handle = instance.exports(engine).get("handle")
+        func = handle.ty if handle is not None else None
+        if isinstance(func, FuncType) and func.result is None:
+            params = [type_ for _, type_ in func.params]
+            if len(params) == 2 and all(param in fits for param, fits in zip(params, wanted, strict=True)):
+                return
+    raise UnknownKindError(
+        f"the component's {HANDLER} has no function `handle` that takes the incoming-request and the response-outparam"
+        " of wasi:http/types; rebuild it for the world wasi:http/proxy"
+    )
+
+
 def _compile(engine: Engine, wasm: bytes) -> bytes:
     """Return the native code of *wasm*, for a pooling engine of the same profile."""
     try:
@@ -151,11 +224,11 @@ def _validate_bodies(engine: Engine, wasm: bytes) -> None:
         ) from exc
 
 
-def _try_load(native: Path, profile: EngineProfile) -> None:
+def _try_load(native: Path, profile: EngineProfile, what: type[Module | Component] = Module) -> None:
     """Load the code once as a worker will, in a pool of one slot: what does not fit a slot must fail here."""
     engine = new_engine(msgspec.structs.replace(profile, slots=1), pooling=True)
     try:
-        Module.deserialize_file(engine, str(native))
+        what.deserialize_file(engine, str(native))
     except WasmtimeError as exc:
         raise CompileFailedError(
             f"the compiled module does not fit this host's pool: {_one_line(exc)}; build it with fewer globals, tables"

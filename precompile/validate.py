@@ -19,14 +19,25 @@ from faas.manifest import Manifest
 from faas.nn import signatures as nn_signatures
 from faas.wasi import signatures
 from faas.wasm.engine import GROW_FAILED_EXPORT, EngineProfile
-from precompile.binary import PAGE_BYTES, FuncType, Import, ItemKind, Layout, read_layout, shown
+from precompile.binary import (
+    PAGE_BYTES,
+    FuncType,
+    Import,
+    ItemKind,
+    Layout,
+    MemoryType,
+    TableType,
+    read_layout,
+    shown,
+)
 
 WIZER_EXPORT = "wizer-initialize"
 
 _MIB = 1024 * 1024
 _MAX_TABLES = 2
 # Of a hostile module's million names, a person and a line of JSON get this many.
-_MAX_SHOWN = 1000
+MAX_SHOWN = 1000
+_CORE_KINDS = (Kind.COMMAND, Kind.REACTOR)
 _START = FuncType("", "")
 _ALLOC = FuncType("i", "i")
 _HANDLE = FuncType("ii", "I")
@@ -37,14 +48,15 @@ _OFFERED: dict[str, dict[str, FuncType]] = {
     nn_signatures.MODULE: {name: FuncType(*signature) for name, signature in nn_signatures.SIGNATURES.items()},
 }
 
+GRANT_MODELS = 'grant it with `models = ["NAME"]` under [capabilities], or `faas deploy --model NAME`'
 # What to do about a module name that we know but don't offer; prefixes end in '*'.
 _HINTS: dict[str, str] = {
     signatures.MODULE: "WASI preview 1 has no such function; check the toolchain's version",
-    nn_signatures.MODULE: 'grant it with `models = ["NAME"]` under [capabilities], or `faas deploy --model NAME`',
+    nn_signatures.MODULE: GRANT_MODELS,
     "wasi_unstable": "built for an old WASI snapshot; rebuild for wasm32-wasip1",
     "wasi": "WASI threads are not offered; build without threads (wasm32-wasip1)",
     "env": "symbols the linker left undefined; link in the library or object file that defines them",
-    "wasi:*": "the core of a component; build for wasm32-wasip1",
+    "wasi:*": "the core of a component; make a component of it with `wasm-tools component new`",
     "wasix_*": "WASIX is not offered; build for wasm32-wasip1",
     "wbg": "built for a browser by wasm-bindgen; build for wasm32-wasip1",
     "__wbindgen*": "built for a browser by wasm-bindgen; build for wasm32-wasip1",
@@ -53,7 +65,7 @@ _HINTS: dict[str, str] = {
     "gojs": "built with GOOS=js; build with GOOS=wasip1",
     "GOT.*": "dynamic linking is not offered; link statically",
 }
-_NO_HINT = "nothing on this host offers them; remove the import or link in a definition"
+NO_HINT = "nothing on this host offers them; remove the import or link in a definition"
 
 
 class ModuleFacts(msgspec.Struct, frozen=True):
@@ -73,6 +85,8 @@ class ModuleFacts(msgspec.Struct, frozen=True):
     preinit: str
     has_initialize: bool
     has_start: bool
+    n_core_modules: int = 1
+    core_bytes: int = 0
 
 
 def validate(wasm: bytes, manifest: Manifest, profile: EngineProfile) -> ModuleFacts:
@@ -91,8 +105,8 @@ def validate(wasm: bytes, manifest: Manifest, profile: EngineProfile) -> ModuleF
     table_min_elements = _check_tables(layout, profile)
     return ModuleFacts(
         kind=kind,
-        imports=tuple(_import_name(item) for item in layout.imports[:_MAX_SHOWN]),
-        exports=tuple(shown(export.name) for export in layout.exports[:_MAX_SHOWN]),
+        imports=tuple(_import_name(item) for item in layout.imports[:MAX_SHOWN]),
+        exports=tuple(shown(export.name) for export in layout.exports[:MAX_SHOWN]),
         memory_min_bytes=memory_min_bytes,
         table_min_elements=table_min_elements,
         preinit=_preinit_of(layout, manifest),
@@ -112,7 +126,7 @@ def _check_imports(imports: Iterable[Import], manifest: Manifest) -> None:
         if item.kind is ItemKind.FUNC and item.type == offered and granted:
             continue
         n_unknown += 1
-        if n_unknown > _MAX_SHOWN:
+        if n_unknown > MAX_SHOWN:
             continue
         name = _import_name(item)
         names.append(name)
@@ -125,8 +139,8 @@ def _check_imports(imports: Iterable[Import], manifest: Manifest) -> None:
         unknown.setdefault(hint, []).append(name)
     if unknown:
         listed = "; ".join(f"{', '.join(dict.fromkeys(group))} ({hint})" for hint, group in unknown.items())
-        if n_unknown > _MAX_SHOWN:
-            listed += f"; and {n_unknown - _MAX_SHOWN} more"
+        if n_unknown > MAX_SHOWN:
+            listed += f"; and {n_unknown - MAX_SHOWN} more"
         raise UnknownImportsError(
             f"the module imports what this host does not offer: {listed}",
             imports=list(dict.fromkeys(names)),
@@ -162,17 +176,17 @@ def _hint(module: str) -> str:
     for known, hint in _HINTS.items():
         if module == known or (known.endswith("*") and module.startswith(known[:-1])):
             return hint
-    return _NO_HINT
+    return NO_HINT
 
 
 def _kind_of(layout: Layout, manifest: Manifest) -> Kind:
     """Return the kind that the exports make, or that the manifest chose among them."""
-    fits = [kind for kind, missing in ((k, _missing(layout, k)) for k in Kind) if not missing]
+    fits = [kind for kind, missing in ((k, _missing(layout, k)) for k in _CORE_KINDS) if not missing]
     if manifest.kind:
-        if manifest.kind not in {kind.value for kind in Kind}:
+        if manifest.kind == Kind.HTTP.value:
             raise UnknownKindError(
-                f'kind = "{manifest.kind}" is for components, which this host does not run yet; build a core module for'
-                " wasm32-wasip1 and leave `kind` out"
+                'function.toml says kind = "http", which is for components, and this is a core module; make a component'
+                " of it with `wasm-tools component new`, or leave `kind` out"
             )
         wanted = Kind(manifest.kind)
         if wanted not in fits:
@@ -187,7 +201,7 @@ def _kind_of(layout: Layout, manifest: Manifest) -> Kind:
             ' kind = "reactor" in function.toml'
         )
     if not fits:
-        nearest = min(Kind, key=lambda kind: len(_missing(layout, kind)))
+        nearest = min(_CORE_KINDS, key=lambda kind: len(_missing(layout, kind)))
         lacks = " and ".join(_missing(layout, nearest))
         raise UnknownKindError(
             f"the module is neither a command nor a reactor: for a {nearest.value} it lacks {lacks}; export `_start`"
@@ -233,32 +247,39 @@ def _check_memories(layout: Layout, manifest: Manifest, profile: EngineProfile) 
             f"the module has {len(layout.memories)} memories and this host gives each instance one; build without"
             " multi-memory"
         )
-    for memory in layout.memories:
-        if memory.is_64:
-            raise InvalidModuleError("the module has a 64-bit memory and this host runs 32-bit ones; build for wasm32")
-        if memory.is_shared:
-            raise InvalidModuleError("the module has a shared memory and this host has no threads; build without them")
-        wanted = memory.min_pages * PAGE_BYTES
-        if wanted > profile.max_memory_bytes:
-            raise MemoryTooLargeError(
-                f"the module's memory starts at {_mib(wanted)} MiB, over this host's pool.max_memory_bytes"
-                f" ({_mib(profile.max_memory_bytes)} MiB); build it with a smaller initial memory, or ask the operator"
-                " to raise that setting",
-                wanted_bytes=wanted,
-                limit_bytes=profile.max_memory_bytes,
-                limit="pool.max_memory_bytes",
-            )
-        if wanted > manifest.limits.memory_bytes:
-            raise MemoryTooLargeError(
-                f"the module's memory starts at {_mib(wanted)} MiB, over its limits.memory_bytes"
-                f" ({_mib(manifest.limits.memory_bytes)} MiB); raise memory_bytes under [limits] in function.toml, or"
-                " build with a smaller initial memory",
-                wanted_bytes=wanted,
-                limit_bytes=manifest.limits.memory_bytes,
-                limit="limits.memory_bytes",
-            )
-        return wanted
-    return 0
+    return check_memory(layout.memories[0], manifest, profile, "module") if layout.memories else 0
+
+
+def check_memory(memory: MemoryType, manifest: Manifest, profile: EngineProfile, what: str) -> int:
+    """
+    Return the first size in bytes of a memory of *what* ("module", "component"), once it is known to fit.
+
+    Raises: InvalidModuleError, MemoryTooLargeError.
+    """
+    if memory.is_64:
+        raise InvalidModuleError(f"the {what} has a 64-bit memory and this host runs 32-bit ones; build for wasm32")
+    if memory.is_shared:
+        raise InvalidModuleError(f"the {what} has a shared memory and this host has no threads; build without them")
+    wanted = memory.min_pages * PAGE_BYTES
+    if wanted > profile.max_memory_bytes:
+        raise MemoryTooLargeError(
+            f"the {what}'s memory starts at {_mib(wanted)} MiB, over this host's pool.max_memory_bytes"
+            f" ({_mib(profile.max_memory_bytes)} MiB); build it with a smaller initial memory, or ask the operator"
+            " to raise that setting",
+            wanted_bytes=wanted,
+            limit_bytes=profile.max_memory_bytes,
+            limit="pool.max_memory_bytes",
+        )
+    if wanted > manifest.limits.memory_bytes:
+        raise MemoryTooLargeError(
+            f"the {what}'s memory starts at {_mib(wanted)} MiB, over its limits.memory_bytes"
+            f" ({_mib(manifest.limits.memory_bytes)} MiB); raise memory_bytes under [limits] in function.toml, or"
+            " build with a smaller initial memory",
+            wanted_bytes=wanted,
+            limit_bytes=manifest.limits.memory_bytes,
+            limit="limits.memory_bytes",
+        )
+    return wanted
 
 
 def _check_tables(layout: Layout, profile: EngineProfile) -> int:
@@ -268,16 +289,24 @@ def _check_tables(layout: Layout, profile: EngineProfile) -> int:
             f"the module has {len(layout.tables)} tables and a slot holds {_MAX_TABLES}; merge them",
             limit="tables per module",
         )
-    largest = max((table.min_elements for table in layout.tables), default=0)
-    if largest > profile.max_table_elements:
+    return max((check_table(table, profile, "module") for table in layout.tables), default=0)
+
+
+def check_table(table: TableType, profile: EngineProfile, what: str) -> int:
+    """
+    Return the first size in elements of a table of *what*, once it is known to fit.
+
+    Raises: MemoryTooLargeError.
+    """
+    if table.min_elements > profile.max_table_elements:
         raise MemoryTooLargeError(
-            f"the module's table starts at {largest} elements, over this host's pool.max_table_elements"
+            f"the {what}'s table starts at {table.min_elements} elements, over this host's pool.max_table_elements"
             f" ({profile.max_table_elements}); ask the operator to raise that setting",
-            wanted_elements=largest,
+            wanted_elements=table.min_elements,
             limit_elements=profile.max_table_elements,
             limit="pool.max_table_elements",
         )
-    return largest
+    return table.min_elements
 
 
 def _preinit_of(layout: Layout, manifest: Manifest) -> str:

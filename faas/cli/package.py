@@ -13,6 +13,7 @@ from faas.errors import FaasError, ManifestError
 from faas.manifest import Manifest, manifest_from_builtins, manifest_from_toml, manifest_to_builtins
 from faas.routes import parse_route
 from precompile.binary import read_layout
+from precompile.component import is_component, read_component
 
 
 class Package(msgspec.Struct, frozen=True):
@@ -50,7 +51,11 @@ def load_package(
         module = path
     manifest = _overridden(manifest, name, routes, env or {}, models)
     try:
-        read_layout(module.read_bytes())
+        wasm = module.read_bytes()
+        if is_component(wasm):
+            read_component(wasm)
+        else:
+            read_layout(wasm)
     except OSError as exc:
         raise ManifestError(f"can't read {module}: {exc.strerror}; is it built and the path right?") from exc
     except FaasError as exc:

@@ -30,6 +30,7 @@ from faas.errors import (
 from faas.gateway.admission import Admission
 from faas.gateway.call import Call, break_connection
 from faas.gateway.command import LocalRedirect, serve_command
+from faas.gateway.component import serve_component
 from faas.gateway.http import ask_if_closed, awaited_body_until
 from faas.gateway.journal import Journal
 from faas.gateway.lane import MAX_BODY_BYTES, SOFTWARE, Answer, Lane, Reply
@@ -38,6 +39,7 @@ from faas.gateway.middleware import outcome_of, problem_reply
 from faas.gateway.models import ModelGate
 from faas.gateway.openai.api import PREFIX as OPENAI_PREFIX
 from faas.gateway.openai.api import OpenAiApi
+from faas.gateway.outbound import Outbound
 from faas.gateway.reactor import serve_reactor
 from faas.gateway.warm import WarmPools
 from faas.invocation import Kind, Outcome
@@ -49,8 +51,8 @@ MAX_LOCAL_REDIRECTS = 10
 WATCH_S = 1.0
 
 _log = logging.getLogger(__name__)
-# Made once: a header is looked up by its folded name.
-_X_REQUEST_ID = istr("X-Request-Id")
+# Made once: a header is looked up by its folded name, and by its name in lower case in the lane.
+_X_REQUEST_ID = istr("x-request-id")
 _TRACEPARENT_NAME = istr("traceparent")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._\-+/=:]{1,128}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]*)?")
@@ -71,6 +73,7 @@ class Gateway:
         clock: Clock,
         server_port: int,
         warm: WarmPools,
+        outbound: Outbound,
     ) -> None:
         self._runtime = runtime
         self._table = table
@@ -81,6 +84,7 @@ class Gateway:
         self._clock = clock
         self._server_port = server_port
         self._warm = warm
+        self._outbound = outbound
         # Unique without asking the kernel for random bytes at each request.
         self._id_prefix = secrets.token_hex(6)
         self._ids = itertools.count(1)
@@ -217,6 +221,10 @@ class Gateway:
                 try:
                     if served.deployment.kind is Kind.COMMAND:
                         answer = await serve_command(call, self._runtime, code, self._models, self._server_port)
+                    elif served.deployment.kind is Kind.HTTP:
+                        answer = await serve_component(
+                            call, self._runtime, code, self._models, self._outbound, deadline=deadline
+                        )
                     else:
                         answer = await serve_reactor(call, self._runtime, code, self._models, deadline)
                 finally:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Set
 from faas.artifacts.bundle import read_bundle
 from faas.artifacts.store import ArtifactStore
 from faas.errors import ArtifactError
-from faas.invocation import Deployment
+from faas.invocation import Deployment, Kind
 from faas.wasi.files import BundleTree
 from faas.wasm.runtime import Runtime
 from faas.wasm.template import Template
@@ -139,10 +139,10 @@ class CodeCache:
     async def _load(self, key: CodeKey, deployment: Deployment) -> Code:
         try:
             try:
-                code = await asyncio.to_thread(self._load_now, key)
+                code = await asyncio.to_thread(self._load_now, key, deployment.kind)
             except ArtifactError:
                 await self._repair(deployment)
-                code = await asyncio.to_thread(self._load_now, key)
+                code = await asyncio.to_thread(self._load_now, key, deployment.kind)
         finally:
             del self._loading[key]
         self._loaded[key] = code
@@ -150,11 +150,12 @@ class CodeCache:
         self.n_loads += 1
         return code
 
-    def _load_now(self, key: CodeKey) -> Code:
+    def _load_now(self, key: CodeKey, kind: Kind) -> Code:
         artifact_key, bundle_digest = key
         with self._artifacts.sealed_native(artifact_key) as native:
             n_bytes = MODULE_OVERHEAD_BYTES + os.stat(native).st_size
-            template = self._runtime.load(native)
+            load = self._runtime.load_component if kind is Kind.HTTP else self._runtime.load
+            template = load(native)
         bundle: BundleTree | None = None
         if bundle_digest:
             path = self._artifacts.bundle_path(bundle_digest)

@@ -17,7 +17,7 @@ from faas.errors import (
 from faas.gateway.admission import Admission, Permits
 from faas.gateway.code import Code, CodeCache, code_key
 from faas.gateway.warm import WarmPool, WarmPools
-from faas.invocation import Deployment
+from faas.invocation import Deployment, Kind
 from faas.routes import Route, RouteTable, parse_route
 from faas.wasi.context import GuestExit, WasiContext
 from faas.wasi.streams import DiscardedOutput, EmptyInput
@@ -166,7 +166,8 @@ class LiveTable:
             tmp_bytes=limits.tmp_bytes,
             clock=SystemClock(),
         )
-        fiber = self._runtime.fiber(wasi, memory_limit_bytes=limits.memory_bytes, cpu_limit_s=self._start_timeout_s)
+        make = self._runtime.component_fiber if deployment.kind is Kind.HTTP else self._runtime.fiber
+        fiber = make(wasi, memory_limit_bytes=limits.memory_bytes, cpu_limit_s=self._start_timeout_s)
         try:
             async with asyncio.timeout(self._start_timeout_s):
                 await fiber.instantiate(code.template)

@@ -37,6 +37,7 @@ from faas.gateway.metering import Meter
 from faas.gateway.models import KnownModels, ModelGate
 from faas.gateway.openai.api import OpenAiApi
 from faas.gateway.openai.keys import KeyRing
+from faas.gateway.outbound import Outbound
 from faas.gateway.warm import WarmPools
 from faas.invocation import Deployment
 from faas.log import configure, event
@@ -141,6 +142,7 @@ class Worker:
         self.openai = OpenAiApi(self.known_models, self.meter, self.keys, clock)
         self.openai.missing = settings.models_missing
         self.journal = Journal(self._gauges, self._function_counters)
+        self.outbound = Outbound()
         self.gateway = Gateway(
             self.runtime,
             self.table,
@@ -151,6 +153,7 @@ class Worker:
             clock=clock,
             server_port=settings.public_port,
             warm=self.warm,
+            outbound=self.outbound,
         )
 
     def _gauges(self) -> dict[str, float]:
@@ -306,6 +309,7 @@ class Worker:
             )
         await runner.cleanup()
         await self.model_client.aclose()
+        await self.outbound.aclose()
         for task in (stop, sender, watcher, reporter, lender, *self._tasks):
             task.cancel()
         await asyncio.gather(stop, sender, watcher, reporter, lender, *self._tasks, return_exceptions=True)

@@ -10,6 +10,7 @@ Source: WasmEdge ``plugins/wasi_nn`` (GGML), whose observable behaviour this fol
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 from collections import deque
@@ -29,7 +30,7 @@ METADATA_INDEX: Constant = 1
 """The input that is a configuration and the output that counts tokens; every other index is text."""
 MAX_NAME_BYTES: Constant = 512
 MAX_PROMPT_BYTES: Constant = 4 << 20
-MAX_RETAINED_BYTES: Constant = 64 << 20  # all prompts of one invocation; guests pay for one copy and hold it many times
+MAX_RETAINED_BYTES: Constant = 64 << 20  # prompts and tensors of an invocation; guests pay for one copy and hold many
 MAX_HANDLES: Constant = 1024
 MAX_LOG_LINES: Constant = 100
 STREAM_CREDIT: Constant = 16  # tokens the model may run ahead of a guest that takes them one by one
@@ -204,6 +205,10 @@ class NnContext:
             if graph.by_name and graph.name.encode() == name:
                 return id
         return await self._load(name, config, by_name=True)
+
+    async def load_apart(self, name: bytes, config: bytes | None = None) -> int:
+        """Return a new graph of the model of that name, which no other handle shares."""
+        return await self._load(name, config, by_name=False)
 
     async def _load(self, raw_name: bytes, config: bytes | None, *, by_name: bool) -> int:
         name = raw_name[:MAX_NAME_BYTES].decode("utf-8", "replace")
@@ -410,6 +415,13 @@ class NnContext:
         self._retained_bytes -= len(context.prompt or b"")
         del self._contexts[context_id]
 
+    def discard_execution_context(self, context_id: int, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Make the handle invalid, from any thread; *loop*, where it computed if it did, ends what it streams."""
+        context = self._context(context_id)
+        self.finalize_execution_context(context_id)
+        if context.stream is not None and loop is not None:
+            loop.call_soon_threadsafe(self._close_stream, context)
+
     # --- outputs ----------------------------------------------------------------------------------------------------
 
     def must_count(self, context_id: int, index: int) -> bool:
@@ -442,6 +454,18 @@ class NnContext:
             f'{{"input_tokens": {context.n_input or 0}, "output_tokens": {context.n_output}, '
             f'"llama_build_number": {build}, "llama_commit": {json.dumps(commit)}}}'
         ).encode()
+
+    # --- tensors that are kept outside of the guest's memory ---------------------------------------------------------
+
+    def hold(self, n_bytes: int) -> None:
+        """Count *n_bytes* that the host keeps for the guest, beside its prompts, or raise TOO_LARGE."""
+        if self._retained_bytes + n_bytes > MAX_RETAINED_BYTES:
+            raise NnError(NnErrno.TOO_LARGE, f"tensors and prompts together pass {MAX_RETAINED_BYTES} bytes; drop some")
+        self._retained_bytes += n_bytes
+
+    def release(self, n_bytes: int) -> None:
+        """Count *n_bytes* less."""
+        self._retained_bytes -= n_bytes
 
     # --- shared steps -----------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ _REALTIME: Final = int(ClockId.REALTIME)
 _MONOTONIC: Final = int(ClockId.MONOTONIC)
 # A Python clock call takes some tens of nanoseconds and monotonic() is a float: finer would be a promise we break.
 _RESOLUTION_NS: Final = 1000
+_NOTHING: Final[frozenset[str]] = frozenset()
 
 
 class GuestExit(Exception):
@@ -79,6 +80,7 @@ class WasiContext:
         "_lowest_free",
         "_max_open_files",
         "_tmp_bytes",
+        "_warned",
         "stderr",
         "stdin",
         "stdout",
@@ -108,6 +110,7 @@ class WasiContext:
         self._args_block: StringBlock | None = None
         self._env_block: StringBlock | None = None
         self._files: FileSystem | None = None
+        self._warned: frozenset[str] = _NOTHING
         self._lowest_free = 0
         self._descriptors: dict[int, Descriptor] = {
             0: InputDescriptor(stdin),
@@ -158,6 +161,20 @@ class WasiContext:
         """Return the times that ``filestat_set_times`` sets, None for those to leave; INVAL for contradictory flags."""
         access = _time_to_set(fst_flags & 3, atim_ns, self._clock)
         return access, _time_to_set(fst_flags >> 2, mtim_ns, self._clock)
+
+    # Lines for the log
+
+    def log(self, line: str) -> None:
+        """Write *line* to stderr as a line of its own."""
+        rest = line.encode("utf-8", "replace") + b"\n"
+        while rest:
+            rest = rest[self.stderr.write(rest) :]
+
+    def warn_once(self, line: str) -> None:
+        """Write *line* to stderr, unless this instance has been told so already."""
+        if line not in self._warned:
+            self._warned |= {line}
+            self.log(line)
 
     # Descriptors
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from ctypes import CFUNCTYPE, POINTER, c_bool, c_char_p, c_int, c_int64, c_size_t, c_uint8, c_uint64, c_void_p
+from ctypes import CFUNCTYPE, POINTER, c_bool, c_char_p, c_int, c_int64, c_size_t, c_uint8, c_uint32, c_uint64, c_void_p
 from enum import IntEnum
 from typing import Any
 
@@ -89,6 +89,21 @@ AsyncCallback = CFUNCTYPE(
     None, c_void_p, c_void_p, c_void_p, c_size_t, c_void_p, c_size_t, POINTER(c_void_p), POINTER(Continuation)
 )
 ContinuationCallback = CFUNCTYPE(c_bool, c_void_p)
+ComponentCallback = CFUNCTYPE(c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_size_t, c_void_p, c_size_t)
+ComponentAsyncCallback = CFUNCTYPE(
+    None,
+    c_void_p,
+    c_void_p,
+    c_void_p,
+    c_void_p,
+    c_size_t,
+    c_void_p,
+    c_size_t,
+    POINTER(c_void_p),
+    POINTER(Continuation),
+)
+ResourceDestructor = CFUNCTYPE(c_void_p, c_void_p, c_void_p, c_uint32)
+Finalizer = CFUNCTYPE(None, c_void_p)
 
 
 class TrapCode(IntEnum):
@@ -153,11 +168,120 @@ linker_instantiate_pre = _bind(
 )
 instance_pre_delete = _bind(_held, "wasmtime_instance_pre_delete", None, c_void_p)
 
+# --- components -----------------------------------------------------------------------------------------------------
+component_deserialize = _bind(
+    _free, "wasmtime_component_deserialize", c_void_p, c_void_p, c_char_p, c_size_t, POINTER(c_void_p)
+)
+component_deserialize_file = _bind(
+    _free, "wasmtime_component_deserialize_file", c_void_p, c_void_p, c_char_p, POINTER(c_void_p)
+)
+component_delete = _bind(_free, "wasmtime_component_delete", None, c_void_p)
+component_get_export_index = _bind(
+    _held, "wasmtime_component_get_export_index", c_void_p, c_void_p, c_void_p, c_char_p, c_size_t
+)
+component_export_index_delete = _bind(_held, "wasmtime_component_export_index_delete", None, c_void_p)
+component_linker_new = _bind(_held, "wasmtime_component_linker_new", c_void_p, c_void_p)
+component_linker_delete = _bind(_held, "wasmtime_component_linker_delete", None, c_void_p)
+component_linker_root = _bind(_held, "wasmtime_component_linker_root", c_void_p, c_void_p)
+component_linker_instance_delete = _bind(_held, "wasmtime_component_linker_instance_delete", None, c_void_p)
+component_linker_add_instance = _bind(
+    _held,
+    "wasmtime_component_linker_instance_add_instance",
+    c_void_p,
+    c_void_p,
+    c_char_p,
+    c_size_t,
+    POINTER(c_void_p),
+)
+component_linker_add_func = _bind(
+    _held,
+    "wasmtime_component_linker_instance_add_func",
+    c_void_p,
+    c_void_p,
+    c_char_p,
+    c_size_t,
+    c_void_p,
+    c_void_p,
+    c_void_p,
+)
+component_linker_add_func_async = _bind(
+    _held,
+    "wasmtime_component_linker_instance_add_func_async",
+    c_void_p,
+    c_void_p,
+    c_char_p,
+    c_size_t,
+    c_void_p,
+    c_void_p,
+    c_void_p,
+)
+component_linker_add_resource = _bind(
+    _held,
+    "wasmtime_component_linker_instance_add_resource",
+    c_void_p,
+    c_void_p,
+    c_char_p,
+    c_size_t,
+    c_void_p,
+    c_void_p,
+    c_void_p,
+    c_void_p,
+)
+component_resource_type_new_host = _bind(_held, "wasmtime_component_resource_type_new_host", c_void_p, c_uint32)
+component_resource_type_delete = _bind(_held, "wasmtime_component_resource_type_delete", None, c_void_p)
+component_linker_instantiate_async = _bind(
+    _held,
+    "wasmtime_component_linker_instantiate_async",
+    c_void_p,
+    c_void_p,
+    c_void_p,
+    c_void_p,
+    c_void_p,
+    c_void_p,
+)
+
+# --- component values -----------------------------------------------------------------------------------------------
+component_get_func = _bind(
+    _held, "wasmtime_component_instance_get_func", c_bool, c_void_p, c_void_p, c_void_p, c_void_p
+)
+component_func_call_async = _bind(
+    _held,
+    "wasmtime_component_func_call_async",
+    c_void_p,
+    c_void_p,
+    c_void_p,
+    c_void_p,
+    c_size_t,
+    c_void_p,
+    c_size_t,
+    c_void_p,
+)
+byte_vec_new = _bind(_held, "wasm_byte_vec_new_uninitialized", None, c_void_p, c_size_t)
+value_new = _bind(_held, "wasmtime_component_val_new", c_void_p, c_void_p)
+value_delete = _bind(_held, "wasmtime_component_val_delete", None, c_void_p)
+value_list_new = _bind(_held, "wasmtime_component_vallist_new_uninit", None, c_void_p, c_size_t)
+value_tuple_new = _bind(_held, "wasmtime_component_valtuple_new_uninit", None, c_void_p, c_size_t)
+value_record_new = _bind(_held, "wasmtime_component_valrecord_new_uninit", None, c_void_p, c_size_t)
+value_flags_new = _bind(_held, "wasmtime_component_valflags_new_uninit", None, c_void_p, c_size_t)
+resource_host_new = _bind(_held, "wasmtime_component_resource_host_new", c_void_p, c_bool, c_uint32, c_uint32)
+resource_host_rep = _bind(_held, "wasmtime_component_resource_host_rep", c_uint32, c_void_p)
+resource_host_type = _bind(_held, "wasmtime_component_resource_host_type", c_uint32, c_void_p)
+resource_host_owned = _bind(_held, "wasmtime_component_resource_host_owned", c_bool, c_void_p)
+resource_host_delete = _bind(_held, "wasmtime_component_resource_host_delete", None, c_void_p)
+resource_host_to_any = _bind(
+    _held, "wasmtime_component_resource_host_to_any", c_void_p, c_void_p, c_void_p, POINTER(c_void_p)
+)
+resource_any_to_host = _bind(
+    _held, "wasmtime_component_resource_any_to_host", c_void_p, c_void_p, c_void_p, POINTER(c_void_p)
+)
+
 # --- stores and fibers ----------------------------------------------------------------------------------------------
 store_new = _bind(_held, "wasmtime_store_new", c_void_p, c_void_p, c_void_p, c_void_p)
 store_context = _bind(_held, "wasmtime_store_context", c_void_p, c_void_p)
 store_limiter = _bind(_held, "wasmtime_store_limiter", None, c_void_p, c_int64, c_int64, c_int64, c_int64, c_int64)
 store_delete = _bind(_free, "wasmtime_store_delete", None, c_void_p)
+context_get_data = _bind(_held, "wasmtime_context_get_data", c_void_p, c_void_p)
+context_set_data = _bind(_held, "wasmtime_context_set_data", None, c_void_p, c_void_p)
 context_set_epoch_deadline = _bind(_held, "wasmtime_context_set_epoch_deadline", None, c_void_p, c_uint64)
 context_epoch_deadline_async_yield_and_update = _bind(
     _held, "wasmtime_context_epoch_deadline_async_yield_and_update", c_void_p, c_void_p, c_uint64
@@ -195,13 +319,17 @@ _trap_code = _bind(_held, "wasmtime_trap_code", c_bool, c_void_p, POINTER(c_uint
 _trap_message = _bind(_held, "wasm_trap_message", None, c_void_p, c_void_p)
 _trap_delete = _bind(_held, "wasm_trap_delete", None, c_void_p)
 _error_message = _bind(_held, "wasmtime_error_message", None, c_void_p, c_void_p)
-_error_delete = _bind(_held, "wasmtime_error_delete", None, c_void_p)
+error_new = _bind(_held, "wasmtime_error_new", c_void_p, c_char_p)
+error_delete = _bind(_held, "wasmtime_error_delete", None, c_void_p)
 
 # --- types ----------------------------------------------------------------------------------------------------------
 _valtype_new = _bind(_held, "wasm_valtype_new", c_void_p, c_uint8)
 _functype_new = _bind(_held, "wasm_functype_new", c_void_p, c_void_p, c_void_p)
 functype_delete = _bind(_held, "wasm_functype_delete", None, c_void_p)
 _valtype_vec_new = _bind(_held, "wasm_valtype_vec_new", None, c_void_p, c_size_t, c_void_p)
+_globaltype_new = _bind(_held, "wasm_globaltype_new", c_void_p, c_void_p, c_uint8)
+_globaltype_delete = _bind(_held, "wasm_globaltype_delete", None, c_void_p)
+_global_new = _bind(_held, "wasmtime_global_new", c_void_p, c_void_p, c_void_p, c_void_p, c_void_p)
 _byte_vec_delete = _bind(_held, "wasm_byte_vec_delete", None, c_void_p)
 
 # A view on foreign memory without a ctypes array type of its own per size.
@@ -258,5 +386,16 @@ def take_trap(pointer: int) -> tuple[TrapCode | None, str]:
 def take_error(pointer: int) -> str:
     """Return a ``wasmtime_error_t``'s message; the error is deleted."""
     message = _take_message(_error_message, pointer)
-    _error_delete(pointer)
+    error_delete(pointer)
     return message
+
+
+def store_number(context: int) -> int:
+    """Return what handles into this store begin with; a global is left in it, which counts as nothing else."""
+    type_ = _globaltype_new(_valtype_new(I32), 0)
+    value, made = Val(kind=I32), (c_uint64 * 3)()
+    error = _global_new(context, type_, ctypes.addressof(value), ctypes.addressof(made))
+    _globaltype_delete(type_)
+    if error:
+        raise AssertionError(take_error(error))
+    return made[0]

@@ -19,15 +19,33 @@ from faas.errors import ConfigError
 KIB = 1024
 MIB = 1024 * KIB
 
-# Bump when a setting below changes in a way that the fingerprint's own fields don't show.
-_PROFILE_REVISION = 3
+# Bump when a setting below changes in a way that the fingerprint's own fields don't show, and when precompile makes
+# other modules or components of the same bytes.
+_PROFILE_REVISION = 4
 GROW_FAILED_EXPORT = b"faas:grow-failed"
 """The global that a compiled module sets when it was refused memory (``precompile/growth.py`` adds it)."""
+BYTES_EXPORTS = "faas:bytes/"
+"""How the names begin that a compiled component exports for this host to see (``precompile/bytelists.py``)."""
+LATIN1_EXPORT = BYTES_EXPORTS + "latin1"
+"""Exported where the bytes that ``wasi:io/streams`` hands out are taken as text of Latin-1 characters."""
+MEMORY_EXPORT = BYTES_EXPORTS + "memory"
+"""
+The beginning of the name exported where functions take bytes as address and length.
+
+The number that follows says which of the core instances has the memory: in a fresh store the engine counts them from
+1, in the order in which they are made.
+"""
 _CPUINFO = Path("/proc/cpuinfo")
 # A limit only, not a reservation: the instance struct grows with functions and globals, and is allocated to size.
 _MAX_CORE_INSTANCE_BYTES = 16 * MIB
 # 2: the module's own table, and the externref table that wasm-bindgen and friends add.
 _TABLES_PER_MODULE = 2
+TABLES_PER_COMPONENT = 4
+"""Tables of all core modules of a component: toolchains make one of their own, and one for calls to imports."""
+CORE_INSTANCES_PER_COMPONENT = 64
+"""Core modules instantiated for one component; one made of a dynamically linked program (Python) has some 20."""
+# As above: a limit only.
+_MAX_COMPONENT_INSTANCE_BYTES = 4 * MIB
 _TABLE_ELEMENT_BYTES = 8
 
 
@@ -69,7 +87,7 @@ class EngineProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def address_space_bytes(self) -> int:
         """What a pooling engine reserves; reserved is not used, but it must fit the 47-bit address space."""
-        tables = _TABLES_PER_MODULE * self.max_table_elements * _TABLE_ELEMENT_BYTES
+        tables = TABLES_PER_COMPONENT * self.max_table_elements * _TABLE_ELEMENT_BYTES
         return self.slots * (self.memory_reservation_bytes + self.memory_guard_bytes + tables + self.async_stack_bytes)
 
 
@@ -136,11 +154,16 @@ def _new_config(profile: EngineProfile) -> Config:
     raw = config.ptr()
     config.epoch_interruption = True
     config.parallel_compilation = True
-    # Off: each would need meaning in the host (shared memory, 64-bit pointers, collected heaps) that it does not have.
+    # Off: each would need meaning in the host (shared memory, 64-bit pointers, collected heaps, tasks inside of guests)
+    # that it does not have.
     config.wasm_threads = False
     config.wasm_memory64 = False
     config.wasm_multi_memory = False
     config.wasm_stack_switching = False
+    ffi.wasmtime_config_wasm_component_model_set(raw, True)
+    ffi.wasmtime_config_wasm_component_model_async_set(raw, False)
+    # With it, wasmtime 50 traps a call that lends two handles ("BUG: deferred host scope has no call context").
+    ffi.wasmtime_config_concurrency_support_set(raw, False)
     ffi.wasmtime_config_wasm_gc_set(raw, False)
     ffi.wasmtime_config_wasm_function_references_set(raw, False)
     ffi.wasmtime_config_wasm_exceptions_set(raw, False)
@@ -160,11 +183,17 @@ def _new_config(profile: EngineProfile) -> Config:
 
 
 def _set_pooling(config: Config, profile: EngineProfile) -> None:
-    """Give *config* the pooling allocator: every instance one memory, one stack and two tables."""
+    """Give *config* the pooling allocator: a slot holds an instance of a module, or of a component and its modules."""
     settings = {
-        "total_core_instances": profile.slots,
+        "total_component_instances": profile.slots,
+        "max_component_instance_size": _MAX_COMPONENT_INSTANCE_BYTES,
+        "max_core_instances_per_component": CORE_INSTANCES_PER_COMPONENT,
+        "max_memories_per_component": 1,
+        "max_tables_per_component": TABLES_PER_COMPONENT,
+        # Numbers only: what instances take beside memories, tables and stacks is allocated as they are made.
+        "total_core_instances": profile.slots * CORE_INSTANCES_PER_COMPONENT,
         "total_memories": profile.slots,
-        "total_tables": profile.slots * _TABLES_PER_MODULE,
+        "total_tables": profile.slots * TABLES_PER_COMPONENT,
         "total_stacks": profile.slots,
         "max_memories_per_module": 1,
         "max_tables_per_module": _TABLES_PER_MODULE,

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import wasmtime
+from wasmtime import component as wasm_component
 
 from faas.errors import (
-    ComponentError,
     GuestTrapError,
     InvalidModuleError,
     NotWasmError,
@@ -37,6 +37,9 @@ TRAP_EXIT_CODE = 134
 """What a native program that aborts leaves in the shell: 128 + SIGABRT."""
 _MAGIC = b"\0asm"
 _CORE_VERSION = b"\1\0\0\0"
+_COMPONENT_LAYER = b"\1\0"
+"""The last two bytes of a component's header; a module has zeros there."""
+_RUN = "wasi:cli/run@0.2.0"
 _VALUE_TYPES = {"i": wasmtime.ValType.i32, "I": wasmtime.ValType.i64}
 
 
@@ -62,15 +65,17 @@ def run_once(
     models: AbstractContextManager[GuestModels] | None = None,
 ) -> int:
     """
-    Run the command module at *path* to its end and return its exit code; 134 if it trapped.
+    Run the command at *path*, a module or a component, to its end and return its exit code; 134 if it trapped.
 
     Args: *args* follow the program's name; *dirs* are (host folder, guest path) pairs, readable and writable;
-    *models* is entered if the program imports WASI-NN, and left at its end.
-    Raises: NotWasmError, ComponentError, InvalidModuleError, UnknownImportsError (also for WASI-NN without *models*),
+    *models* is entered if the program imports WASI-NN, and left at its end; a component can't have any.
+    Raises: NotWasmError, InvalidModuleError, UnknownImportsError (also for WASI-NN without *models*),
     UnknownKindError, GuestTrapError (for a host folder that can't be opened), and what entering *models* raises.
     """
     wasm = _read(path)
     engine = wasmtime.Engine()
+    if wasm[6:8] == _COMPONENT_LAYER:
+        return _run_component(path, engine, wasm, _wasi(path, args, env, dirs))
     try:
         module = wasmtime.Module(engine, wasm)
     except wasmtime.WasmtimeError as exc:
@@ -80,17 +85,7 @@ def run_once(
     wants_models = any(item.module == NN_MODULE for item in module.imports)
     if wants_models and models is None:
         raise UnknownImportsError(f"{path.name} uses models ({NN_MODULE}); give it one: --model NAME=FILE.gguf")
-    wasi = wasmtime.WasiConfig()
-    wasi.argv = [path.name, *args]
-    wasi.env = list(env.items())
-    wasi.inherit_stdin()
-    wasi.inherit_stdout()
-    wasi.inherit_stderr()
-    for host, guest in dirs:
-        try:
-            wasi.preopen_dir(host, guest, fs_mutable=True)
-        except wasmtime.WasmtimeError as exc:
-            raise GuestTrapError(f"can't open the folder {host!r} for --dir; check that it exists") from exc
+    wasi = _wasi(path, args, env, dirs)
     store = wasmtime.Store(engine)
     store.set_wasi(wasi)
     linker = wasmtime.Linker(engine)
@@ -107,6 +102,60 @@ def run_once(
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         sys.stdout.flush()
         return _start(path.name, linker, store, module)
+
+
+def _wasi(
+    path: Path, args: Sequence[str], env: Mapping[str, str], dirs: Sequence[tuple[str, str]]
+) -> wasmtime.WasiConfig:
+    wasi = wasmtime.WasiConfig()
+    wasi.argv = [path.name, *args]
+    wasi.env = list(env.items())
+    wasi.inherit_stdin()
+    wasi.inherit_stdout()
+    wasi.inherit_stderr()
+    for host, guest in dirs:
+        try:
+            wasi.preopen_dir(host, guest, fs_mutable=True)
+        except wasmtime.WasmtimeError as exc:
+            raise GuestTrapError(f"can't open the folder {host!r} for --dir; check that it exists") from exc
+    return wasi
+
+
+def _run_component(path: Path, engine: wasmtime.Engine, wasm: bytes, wasi: wasmtime.WasiConfig) -> int:
+    try:
+        component = wasm_component.Component(engine, wasm)
+    except wasmtime.WasmtimeError as exc:
+        raise InvalidModuleError(f"{path} does not validate: {_first_line(exc)}; build it again") from exc
+    # The engine matches versions: any 0.2 of the interface is found by this name.
+    interface = component.get_export_index(_RUN)
+    index = None if interface is None else component.get_export_index("run", interface)
+    if index is None:
+        raise UnknownKindError(
+            f"{path} exports no wasi:cli/run, so it is no program; build it for the world wasi:cli/command,"
+            " or deploy it"
+        )
+    store = wasmtime.Store(engine)
+    store.set_wasi(wasi)
+    linker = wasm_component.Linker(engine)
+    linker.add_wasip2()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.stdout.flush()
+    try:
+        instance = linker.instantiate(store, component)
+        run = instance.get_func(store, index)
+        assert run is not None
+        answer = run(store)
+    except wasmtime.ExitTrap as exc:
+        return int(exc.code)
+    except (wasmtime.Trap, wasmtime.WasmtimeError) as exc:
+        if "implementation was not found" in str(exc) or "implementation is missing" in str(exc):
+            raise UnknownImportsError(
+                f"{path.name} imports what 'faas run' does not offer: {_first_line(exc)}; "
+                "build it for the world wasi:cli/command"
+            ) from exc
+        print(f"error: {path.name} trapped: {exc}", file=sys.stderr)
+        return TRAP_EXIT_CODE
+    return 1 if isinstance(answer, BaseException) or getattr(answer, "tag", "ok") == "err" else 0
 
 
 def _start(name: str, linker: wasmtime.Linker, store: wasmtime.Store, module: wasmtime.Module) -> int:
@@ -212,8 +261,8 @@ def _read(path: Path) -> bytes:
         raise NotWasmError(f"can't read {path}: {exc.strerror}; check the path") from exc
     if not wasm.startswith(_MAGIC):
         raise NotWasmError(f"{path} is not WebAssembly (it does not begin with \\0asm); build it for wasm32-wasip1")
-    if wasm[4:8] != _CORE_VERSION:
-        raise ComponentError(f"{path} is a component; 'faas run' takes core modules: build it for wasm32-wasip1")
+    if wasm[4:8] != _CORE_VERSION and wasm[6:8] != _COMPONENT_LAYER:
+        raise NotWasmError(f"{path} is of a version of WebAssembly that this host does not know; build it again")
     return wasm
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +14,8 @@ from typing import Any
 from faas.config import HostConfig
 from faas.errors import ArtifactTamperedError, UnknownImportsError
 from faas.wasi.context import WasiContext
-from faas.wasm import calls, capi
+from faas.wasm import calls, capi, components, values
+from faas.wasm.components import ComponentFiber, ComponentLinker, ComponentTemplate
 from faas.wasm.engine import EngineProfile, engine_pointer, new_engine
 from faas.wasm.fiber import Fiber, async_trampoline, first_line
 from faas.wasm.host import HostFunction, wasi, wasi_nn
@@ -53,6 +55,9 @@ class Runtime:
         self._retired: list[Callable[[], None]] = []
         self._turns = Turns(config.n_guest_threads)
         self._ticker = self._calls.Ticker(self.engine, config.tick_ms / 1000)
+        self._values = values.chosen()
+        self._component_linkers: dict[bool, ComponentLinker] = {}  # made when a component is loaded
+        self._linking = threading.Lock()
         for module, functions in (imports if imports is not None else HOST_IMPORTS).items():
             for name, function in functions.items():
                 self._define(module.encode(), name.encode(), function)
@@ -123,6 +128,50 @@ class Runtime:
             retire=self._retire,
         )
 
+    def load_component(self, native: bytes | Path) -> ComponentTemplate:
+        """
+        Load native code of a component, as ``load`` does that of a module.
+
+        Thread: any.
+        Raises: ArtifactTamperedError.
+        """
+        return components.load(self.engine, native, self._component_linker)
+
+    def _component_linker(self, latin1: bool) -> ComponentLinker:
+        with self._linking:
+            linker = self._component_linkers.get(latin1)
+            if linker is None:
+                from faas.wasm.host import p2  # noqa: PLC0415 - for now
+
+                linker = ComponentLinker(self.engine, p2.FUNCTIONS, self._values, latin1=latin1)
+                self._component_linkers[latin1] = linker
+            return linker
+
+    def component_fiber(
+        self,
+        wasi_context: WasiContext,
+        *,
+        memory_limit_bytes: int,
+        cpu_limit_s: float,
+        on_pause: Any = None,
+    ) -> ComponentFiber:
+        """Return a new fiber for a component, with an empty store; the caller closes it."""
+        self.alive += 1
+        return ComponentFiber(
+            self.engine,
+            self._calls,
+            self._values,
+            self._turns,
+            self._ticker.wake,
+            wasi_context,
+            memory_limit_bytes=memory_limit_bytes,
+            table_limit_elements=self._table_limit,
+            cpu_limit_s=cpu_limit_s,
+            on_pause=on_pause,
+            on_closed=self._fiber_closed,
+            retire=self._retire,
+        )
+
     def _fiber_closed(self) -> None:
         self.alive -= 1
 
@@ -146,6 +195,8 @@ class Runtime:
         self._turns.close()
         self._ticker.stop()
         capi.linker_delete(self._linker)
+        for linker in self._component_linkers.values():
+            linker.close()
         self._engine_owner.close()
 
 

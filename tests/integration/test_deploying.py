@@ -57,7 +57,7 @@ REFUSED = {
     "empty": (b"", None, 422, "not-wasm"),
     "truncated": (HELLO[: len(HELLO) // 2], None, 422, "module-invalid"),
     "garbage": (b"\0asm\x01\0\0\0" + b"\xff" * 100, None, 422, "module-invalid"),
-    "component": (wasm("component"), None, 422, "component-unsupported"),
+    "component": (wasm("component"), None, 422, "kind-unknown"),
     "imports": (wasm("unknown-import"), None, 422, "unknown-imports"),
     "exports": (wasm("no-exports"), None, 422, "kind-unknown"),
     "memory": (wasm("big-memory"), None, 422, "memory-too-large"),

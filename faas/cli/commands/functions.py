@@ -65,6 +65,7 @@ def inspect(name: Name, home: Home = None, admin_url: AdminUrl = None, json: Jso
     rows += [(f"env {key}", value) for key, value in sorted(manifest.get("env", {}).items())]
     rows += [("warning", warning) for warning in active["warnings"]]
     rows += [("model", model) for model in manifest.get("capabilities", {}).get("models", ())]
+    rows += [("outbound", entry) for entry in manifest.get("capabilities", {}).get("outbound", ())]
     rows += [(f"count {key}", f"{value:g}") for key, value in sorted(counters.items())]
     print_table(("", ""), rows)
 

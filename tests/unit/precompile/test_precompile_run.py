@@ -19,7 +19,6 @@ from faas.errors import (
     ArtifactTamperedError,
     CompileFailedError,
     CompileLimitError,
-    ComponentError,
     InvalidModuleError,
     MemoryTooLargeError,
     NotWasmError,
@@ -121,7 +120,7 @@ async def test_recompile_replaces_tampered_code_from_the_kept_module(store) -> N
     [
         (b"#!/bin/sh\n", NotWasmError),
         (HELLO[:20], InvalidModuleError),
-        ((FUNCTIONS / "bad/component.wasm").read_bytes(), ComponentError),
+        ((FUNCTIONS / "bad/component.wasm").read_bytes(), UnknownKindError),
         ((FUNCTIONS / "bad/unknown-import.wasm").read_bytes(), UnknownImportsError),
         ((FUNCTIONS / "bad/no-exports.wasm").read_bytes(), UnknownKindError),
         ((FUNCTIONS / "bad/big-memory.wasm").read_bytes(), MemoryTooLargeError),

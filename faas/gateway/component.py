@@ -1,0 +1,284 @@
+"""Kind ``http``: a component that exports ``wasi:http/incoming-handler``; its answer is streamed while it runs."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from aiohttp import hdrs, web
+
+from faas.errors import FaasError, GuestExitError, MalformedResponseError
+from faas.gateway.call import Call, Output, RequestBody, break_connection
+from faas.gateway.code import Code
+from faas.gateway.command import cut_off
+from faas.gateway.instance import MAX_LOG_LINE_BYTES
+from faas.gateway.lane import SOFTWARE, Answer, Reply
+from faas.gateway.models import ModelGate
+from faas.gateway.outbound import FunctionOutbound, Outbound
+from faas.wasi.context import GuestExit, WasiContext
+from faas.wasi.p2.http import HttpContext
+from faas.wasi.p2.http_bodies import ResponseBody
+from faas.wasi.p2.http_incoming import IncomingRequest
+from faas.wasi.p2.http_outgoing import ResponseOutparam
+from faas.wasi.p2.outbound_types import ErrorCode, HeaderList, OutboundRequest, OutboundResponse, ResponseHead
+from faas.wasi.streams import EmptyInput, LineOutput, OutputStream
+from faas.wasm.components import ComponentTemplate
+from faas.wasm.runtime import Runtime
+
+_OURS = frozenset(("x-request-id", "x-faas-function", "x-faas-version", "server-timing", "server"))
+_NO_INPUT = EmptyInput()
+
+
+class _WayOut:
+    """An invocation's outbound HTTP, made at its first request."""
+
+    __slots__ = ("_call", "_deadline", "_made", "_outbound")
+
+    def __init__(self, call: Call, outbound: Outbound, deadline: float) -> None:
+        self._call = call
+        self._outbound = outbound
+        self._deadline = deadline
+        self._made: FunctionOutbound | None = None
+
+    async def send(self, request: OutboundRequest) -> OutboundResponse:
+        """As ``Outbound`` of the context; raises HttpCodeError."""
+        if self._made is None:
+            self._made = self._outbound.for_function(
+                self._call.served.deployment, self._call.log_line, deadline=self._deadline
+            )
+        return await self._made.send(request)
+
+    def close(self) -> None:
+        """End what is in progress."""
+        if self._made is not None:
+            self._made.close()
+
+
+class _Exchange(HttpContext):
+    """
+    One request's answer: buffered while the guest runs inline, streamed as soon as it yields.
+
+    Thread: what the guest calls from wherever it runs, ``pause`` and ``finish`` on the loop, between two slices.
+    """
+
+    def __init__(self, call: Call, body: RequestBody | None, outbound: _WayOut) -> None:
+        limits = call.served.deployment.manifest.limits
+        super().__init__(limits.max_output_bytes, outbound)
+        self._call = call
+        self._body = body
+        self._output = Output(limits.max_output_bytes)
+        self._head: ResponseHead | None = None
+        self._headers: list[tuple[str, str]] = []
+        self._length: int | None = None
+        self._sent_bytes = 0
+        self._error: ErrorCode | None = None
+        self._trailers: HeaderList | None = None
+        self._finished = False
+        self._aborted = False
+        self.stream: web.StreamResponse | None = None
+
+    # --- what the guest's calls come to -----------------------------------------------------------------------------
+
+    def on_response(self, head: ResponseHead) -> OutputStream:
+        """Keep the head until the guest yields or is done; its body goes to what this returns."""
+        self._head = head
+        for name, value in head.headers:
+            lower = name.lower()
+            if lower == "content-length":
+                self._length = int(value)
+            elif lower not in _OURS:
+                self._headers.append((name, value.decode("utf-8", "replace")))
+        return self._output
+
+    def on_error(self, code: ErrorCode) -> None:
+        """Keep the error-code that the guest answered with instead of a response."""
+        self._error = code
+
+    def on_trailers(self, trailers: HeaderList) -> None:
+        """Keep the trailers, which come before ``on_finish``."""
+        self._trailers = trailers
+
+    def on_finish(self) -> None:
+        """The body is whole."""
+        self._finished = True
+
+    def on_abort(self) -> None:
+        """The body will never be whole."""
+        self._aborted = True
+
+    # --- what the gateway does with it ------------------------------------------------------------------------------
+
+    def _bodyless(self, status: int) -> bool:
+        return self._call.method == hdrs.METH_HEAD or status in (204, 304)
+
+    async def pause(self) -> None:
+        """Send what the guest has answered so far; awaited whenever it yields or waits."""
+        head = self._head
+        if head is None or self._aborted:
+            return
+        if self.stream is None:
+            self.stream = await self._open(head)
+        if self._output.pending_bytes:
+            await self._send(head, self._output.take())
+        if self._finished:
+            await self._end(self.stream)
+
+    async def _open(self, head: ResponseHead) -> web.StreamResponse:
+        call = self._call
+        if self._body is not None:
+            self._body.invite()  # a guest may answer before it reads; after the head it would be too late to ask
+        stream = web.StreamResponse(status=head.status, headers=call.response_headers())
+        for name, value in self._headers:
+            stream.headers.add(name, value)
+        stream.headers["Server"] = SOFTWARE
+        if self._length is not None:
+            stream.content_length = self._length
+        elif call.request.version >= (1, 1) and not self._bodyless(head.status):
+            stream.enable_chunked_encoding()
+        await stream.prepare(await call.lane.leave())
+        return stream
+
+    async def _send(self, head: ResponseHead, body: bytes) -> None:
+        assert self.stream is not None
+        if self._bodyless(head.status):
+            return
+        await self.stream.write(body)
+
+    async def _end(self, stream: web.StreamResponse) -> None:
+        """End the reply now, though the guest may run on."""
+        trailers, self._trailers = self._trailers, None
+        writer: Any = stream._payload_writer
+        if trailers and stream.chunked and writer is not None:
+            lines = [name.encode() + b": " + value + b"\r\n" for name, value in trailers]
+            writer._write(b"0\r\n" + b"".join(lines) + b"\r\n")
+            writer._eof = True
+            stream._eof_sent = True
+            await writer.drain()
+            return
+        await stream.write_eof()
+
+    async def finish(self) -> Answer:
+        """
+        Return the answer of a guest that ended well; a streamed one lacks at most its end.
+
+        Raises: MalformedResponseError.
+        """
+        head = self._head
+        if head is None:
+            if self._error is not None:
+                raise MalformedResponseError(
+                    f"the guest answered with the error-code {_shown(self._error)} instead of a response"
+                )
+            raise MalformedResponseError(
+                "the guest returned without a response; call response-outparam.set before handle returns"
+            )
+        if self._aborted or not self._finished:
+            raise MalformedResponseError(
+                "the guest left its response's body unfinished; call outgoing-body.finish after the last write, with"
+                " as many bytes as its content-length says"
+            )
+        if self.stream is not None or self._trailers:  # trailers follow chunks only
+            await self.pause()
+            assert self.stream is not None
+            return self.stream
+        body = self._output.take()
+        status = head.status
+        headers = self._headers
+        if self._length is not None and not body and self._bodyless(status):
+            headers.append(("Content-Length", str(self._length)))
+        return Reply(status, b"" if status in (204, 304) else body, self._call.response_headers(), headers)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the guest has answered all it will, whatever it does next."""
+        return self._finished and self._head is not None
+
+
+async def serve_component(
+    call: Call, runtime: Runtime, code: Code, models: ModelGate, outbound: Outbound, *, deadline: float
+) -> Answer:
+    """
+    Run a component for one request and return its answer, prepared already if it was streamed.
+
+    Raises: InvocationError and its kin while nothing was sent; ClientGoneError once the reply had to be cut off.
+    """
+    request, served = call.request, call.served
+    template = code.template
+    assert isinstance(template, ComponentTemplate)
+    manifest = served.deployment.manifest
+    limits = manifest.limits
+    has_body = call.with_body and request.body_exists
+    body = RequestBody(await call.lane.leave(), limits.max_body_bytes) if has_body else None
+    way_out = _WayOut(call, outbound, deadline)
+    exchange = _Exchange(call, body, way_out)
+    log = LineOutput(call.log_line, limits.max_log_bytes, MAX_LOG_LINE_BYTES)
+    wasi = WasiContext(
+        args=(),
+        env=lambda: [f"{key}={value}".encode() for key, value in manifest.env.items()],
+        stdin=_NO_INPUT,
+        stdout=log,
+        stderr=log,
+        bundle=code.bundle,
+        tmp_bytes=limits.tmp_bytes,
+        clock=call.clock,
+    )
+    fiber = runtime.component_fiber(wasi, memory_limit_bytes=limits.memory_bytes, cpu_limit_s=limits.cpu_s)
+    fiber.http = exchange
+    fiber.on_pause = exchange.pause
+    fiber.before_wait = call.lane.leave
+    fiber.nn = models.context(call, timeout_s=limits.timeout_s, stdout=log)
+    incoming = IncomingRequest(
+        call.method,
+        request.scheme,
+        request.host,
+        f"{call.raw_path}?{call.query}" if call.query else call.raw_path,
+        lambda: [(name.lower(), value.encode("utf-8", "surrogateescape")) for name, value in request.headers.items()],
+        body,
+    )
+    try:
+        await fiber.instantiate(template)
+        call.started = time.perf_counter()
+        linker = template.linker
+        try:
+            await fiber.call_export(
+                template.handle,
+                b"handle",
+                ((linker.request, incoming), (linker.outparam, ResponseOutparam())),
+            )
+            exchange.returned = True
+            for left in fiber.held():
+                if isinstance(left, ResponseBody):
+                    left.children = 0  # its stream, which the guest left as well
+                    left.drop()
+        except GuestExit as exc:
+            if not exchange.is_whole:
+                raise GuestExitError(
+                    f"the guest exited with code {exc.code} before it had answered; "
+                    f"'faas logs {served.name}' has what it wrote to stderr",
+                    exit_code=exc.code,
+                ) from exc
+        except FaasError as exc:
+            if not exchange.is_whole:
+                raise
+            # The client has, or gets, all of it: what went wrong behind it is the log's.
+            call.log_line(f"after its response: {exc.message}".encode())
+        return await exchange.finish()
+    except FaasError as failure:
+        if exchange.stream is not None:
+            raise cut_off(call, failure) from failure
+        raise
+    except BaseException:
+        if exchange.stream is not None:
+            break_connection(call.request)
+        raise
+    finally:
+        call.cpu_ns += fiber.cpu_ns
+        exchange.close()
+        way_out.close()
+        fiber.close(soon=call.lane.inside)
+        log.close()
+
+
+def _shown(code: ErrorCode) -> str:
+    case, payload = code
+    return case if payload is None else f"{case}({payload!r})"
