@@ -14,7 +14,7 @@ help: ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 # What `make run` needs, then what the rest needs on top; each is made again when what it is made from changes.
-$(VENV)/.run: requirements/run.lock pyproject.toml faas/wasm/_calls.c
+$(VENV)/.run: requirements/run.lock pyproject.toml setup.py faas/wasm/_calls.c faas/wasm/_values.c
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11 to 3.13 is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/run.lock

@@ -18,7 +18,6 @@ FaasError
 │   ├── ManifestError               manifest-invalid
 │   ├── NotWasmError                not-wasm
 │   ├── InvalidModuleError          module-invalid
-│   ├── ComponentError              component-unsupported
 │   ├── UnknownImportsError         unknown-imports
 │   ├── UnknownKindError            kind-unknown
 │   ├── MemoryTooLargeError         memory-too-large
@@ -183,12 +182,6 @@ class InvalidModuleError(DeployError):
     """The file begins like WebAssembly but is truncated or does not validate."""
 
     code = "module-invalid"
-
-
-class ComponentError(DeployError):
-    """The file is a component, and this host runs core modules."""
-
-    code = "component-unsupported"
 
 
 class UnknownImportsError(DeployError):

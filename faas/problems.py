@@ -27,7 +27,6 @@ STATUS: dict[type[errors.FaasError], int] = {
     errors.ManifestError: 422,
     errors.NotWasmError: 422,
     errors.InvalidModuleError: 422,
-    errors.ComponentError: 422,
     errors.UnknownImportsError: 422,
     errors.UnknownKindError: 422,
     errors.MemoryTooLargeError: 422,

@@ -40,7 +40,7 @@ SECONDS = 5
 SINGLE_SECONDS = 2
 WORKERS = 2
 KINDS = ("reactor", "command", "component")
-DEFAULT_KINDS = KINDS[:2]
+DEFAULT_KINDS = KINDS
 _WARM_UP_S = 1
 
 

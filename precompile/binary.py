@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
-from faas.errors import ComponentError, InvalidModuleError, NotWasmError
+from faas.errors import InvalidModuleError, NotWasmError
 
 MAGIC = b"\0asm"
 PAGE_BYTES = 65536
@@ -116,7 +116,7 @@ def read_layout(wasm: bytes) -> Layout:
     Return the declarations of the core module in *wasm*; function bodies and segments are skipped, not checked.
 
     Memory and time are bounded by the length of *wasm*, whatever its counts claim.
-    Raises: NotWasmError, ComponentError, InvalidModuleError (``offset``: where reading stopped).
+    Raises: NotWasmError, InvalidModuleError (``offset``: where reading stopped).
     Source: WebAssembly core specification 3.0, chapter 5 (binary format).
     """
     _check_header(wasm)
@@ -153,11 +153,6 @@ def _check_header(wasm: bytes) -> None:
             f"the module is cut off after {len(wasm)} bytes; upload the whole file", offset=len(wasm)
         )
     version, layer = int.from_bytes(wasm[4:6], "little"), int.from_bytes(wasm[6:8], "little")
-    if layer == 1:
-        raise ComponentError(
-            "this is a component; this host runs core modules that export _start or faas_handle; build for"
-            " wasm32-wasip1 instead of wasm32-wasip2 (or without `wasm-tools component new`)"
-        )
     if (version, layer) != (1, 0):
         raise InvalidModuleError(
             f"WebAssembly binary version {version}, layer {layer} is not known; build a version 1 core module", offset=4

@@ -41,6 +41,8 @@ _BYTES: Final = ("list", "u8")
 _U32, _STRING = b"\x79", b"\x73"
 _OPTION_LATIN1 = b"\x02"
 _REALLOC = "cabi_realloc"
+# Runtimes of wit-dylib (componentize-py) have a cabi_realloc that panics when it is asked for room a second time.
+_WIT_DYLIB = b"wit_dylib_initialize"
 _INSTANCE_SECTION, _EXPORT_SECTION = 5, 11
 _INSTANCE_SORT = b"\x05"
 
@@ -60,7 +62,7 @@ def pass_bytes_whole(wasm: bytes, component: Component) -> bytes:
     number = _memory_number(component)
     if number is not None and _take_by_address(wasm, component, edits):
         marks.append(f"{MEMORY_EXPORT}{number}")
-    if _return_as_text(component, edits):
+    if _return_as_text(wasm, component, edits):
         marks.append(LATIN1_EXPORT)
     if not marks:
         return wasm
@@ -102,11 +104,13 @@ def _take_by_address(wasm: bytes, component: Component, edits: _Edits) -> bool:
     return bool(found)
 
 
-def _return_as_text(component: Component, edits: _Edits) -> bool:
+def _return_as_text(wasm: bytes, component: Component, edits: _Edits) -> bool:
     found = _imported(component, RETURNED)
     lowers = [lower for lower in component.lowers if _returns_bytes(component, lower)]
     spans = [instance.functions[name].ok_span for instance, name in found]
     if not lowers or not all(spans) or not all(_room_is_made_by_cabi_realloc(component, lower) for lower in lowers):
+        return False
+    if any(_WIT_DYLIB in wasm[slice(*module.span)] for module in component.modules):
         return False
     for span in spans:
         assert span is not None

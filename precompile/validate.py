@@ -93,7 +93,7 @@ def validate(wasm: bytes, manifest: Manifest, profile: EngineProfile) -> ModuleF
     """
     Return what *wasm* is; function bodies are not looked at (the compiler does that).
 
-    Raises: NotWasmError, InvalidModuleError, ComponentError, UnknownImportsError, UnknownKindError,
+    Raises: NotWasmError, InvalidModuleError, UnknownImportsError, UnknownKindError,
     ManifestError, MemoryTooLargeError, PreinitError; each message names what to do next.
     """
     layout = read_layout(wasm)

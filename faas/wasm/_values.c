@@ -359,7 +359,7 @@ static const struct {
     const char *name;
     int kind;
 } PRIMITIVES[] = {
-    {"bool", K_BOOL}, {"s8", K_S8},   {"u8", K_U8},   {"s16", K_S16}, {"u16", K_U16},   {"s32", K_S32},       {"u32", K_U32},
+    {"bool", K_BOOL}, {"s8", K_S8},   {"u8", K_U8},   {"s16", K_S16}, {"u16", K_U16}, {"s32", K_S32},   {"u32", K_U32},
     {"s64", K_S64},   {"u64", K_U64}, {"f32", K_F32}, {"f64", K_F64}, {"char", K_CHAR}, {"string", K_STRING},
 };
 
@@ -999,7 +999,8 @@ static bool lower(Handles *handles, void *context, const Node *node, PyObject *o
             return false;
         bool is_ok = node_is(PyTuple_GET_ITEM(object, 0), "ok");
         if (!is_ok && !node_is(PyTuple_GET_ITEM(object, 0), "err")) {
-            PyErr_Format(PyExc_ValueError, "a host function must answer (\"ok\" or \"err\", payload) here, not %R", object);
+            PyErr_Format(PyExc_ValueError, "a host function must answer (\"ok\" or \"err\", payload) here, not %R",
+                         object);
             return false;
         }
         return lower_result(handles, context, node, is_ok, PyTuple_GET_ITEM(object, 1), out);
@@ -1384,7 +1385,8 @@ PyMODINIT_FUNC PyInit__values(void)
         const char *text;
     } STRINGS[] = {
         {&str_failure, "failure"}, {&str_value, "value"},     {&str_drop, "drop"},
-        {&str_suspend, "suspend"}, {&str_settled, "settled"}, {&str_store_number, "store_number"}, {&str_ok, "ok"},       {&str_err, "err"},
+        {&str_suspend, "suspend"}, {&str_settled, "settled"}, {&str_store_number, "store_number"},
+        {&str_ok, "ok"},           {&str_err, "err"},
     };
     for (size_t i = 0; i < sizeof STRINGS / sizeof *STRINGS; i++)
         if ((*STRINGS[i].at = PyUnicode_InternFromString(STRINGS[i].text)) == NULL)

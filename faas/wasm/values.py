@@ -71,9 +71,7 @@ _OF = 8
 _NO_VALUE = bytes(_VALUE_BYTES)  # false, and nothing to free
 # A size and where that many are: names, lists, records, flags.
 _VEC = struct.Struct("<QQ")
-_VARIANT_OF = struct.Struct("<QQQ")
 _RESULT_OF = struct.Struct("<?7xQ")
-_POINTER = struct.Struct("<Q")
 _TRAP_TEXT = b"host"
 _FIRST_SURROGATE, _LAST_SURROGATE = "\ud800", "\udfff"
 
