@@ -4,6 +4,7 @@
  *
  *   ?splice   lets the host copy: output-stream.blocking-splice
  *   ?poll     reads without blocking, and waits for a pollable in between
+ *   ?bytes    writes byte by byte
  */
 #include "wasi.h"
 
@@ -33,6 +34,7 @@ static text next(handle stream, bool polling) {
 HANDLE void handle_request(handle request, handle outparam) {
     const text query = query_of(request);
     const bool splicing = is(query, "splice"), polling = is(query, "poll");
+    const size_t most = is(query, "bytes") ? 1 : SIZE_MAX;
     const handle headers = fields_new(), sent = request_headers(request);
     field_list list;
     fields_entries(sent, &list);
@@ -60,7 +62,7 @@ HANDLE void handle_request(handle request, handle outparam) {
         must(moved.error == 1);
     } else {
         text chunk;
-        while ((chunk = next(in.value, polling)).size > 0 && write_all(out, chunk.data, chunk.size)) {
+        while ((chunk = next(in.value, polling)).size > 0 && write_in_pieces(out, chunk.data, chunk.size, most)) {
         }
     }
     input_drop(in.value);

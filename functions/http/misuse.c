@@ -111,6 +111,11 @@ HANDLE void handle_request(handle request, handle outparam) {
             uint8_t result[2];
             fields_append(headers, "x-large", 7, "value", 5, result);
         }
+    } else if (is(query, "204") || is(query, "304")) {
+        handle body = respond_text(outparam, query.data[0] == '2' ? 204 : 304), out = stream_of(body);
+        write_text(out, "a body where none may be\n");
+        output_drop(out);
+        finish(body, false, 0);
     } else if (is(query, "loop")) {
         spin();
     } else if (is(query, "after")) {

@@ -274,8 +274,8 @@ static inline handle respond_text(handle outparam, uint32_t status) {
     return respond(outparam, status, headers.value);
 }
 
-/* All of `data`, as fast as the stream takes it; false when the reader is gone. */
-static inline bool write_all(handle stream, const char *data, size_t size) {
+/* All of `data`, as fast as the stream takes it, in writes of at most `most`; false when the reader is gone. */
+static inline bool write_in_pieces(handle stream, const char *data, size_t size, size_t most) {
     while (size > 0) {
         count_result room;
         stream_result written;
@@ -289,15 +289,22 @@ static inline bool write_all(handle stream, const char *data, size_t size) {
             pollable_drop(pollable);
             continue;
         }
-        size_t piece = room.count < size ? (size_t)room.count : size;
-        stream_write(stream, data, piece, &written);
-        if (written.tag != 0) {
-            return false;
+        for (size_t left = room.count < size ? (size_t)room.count : size; left > 0;) {
+            size_t piece = left < most ? left : most;
+            stream_write(stream, data, piece, &written);
+            if (written.tag != 0) {
+                return false;
+            }
+            data += piece;
+            size -= piece;
+            left -= piece;
         }
-        data += piece;
-        size -= piece;
     }
     return true;
+}
+
+static inline bool write_all(handle stream, const char *data, size_t size) {
+    return write_in_pieces(stream, data, size, size);
 }
 
 static inline bool write_text(handle stream, const char *s) { return write_all(stream, s, text_of(s).size); }

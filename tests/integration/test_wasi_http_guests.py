@@ -45,6 +45,13 @@ def test_a_body_comes_back_byte_for_byte(served: Host, query: str) -> None:
     assert reply.body == body
 
 
+def test_a_mebibyte_comes_back_also_byte_by_byte(served: Host) -> None:
+    served.deploy("echo-all", guest("echo"), {"routes": ["/echo-all"]})
+    body = os.urandom(1 << 20)
+    for query in ("", "?bytes"):
+        assert served.request("POST", f"/echo-all{query}", body).body == body
+
+
 @pytest.mark.parametrize("query", ["", "?splice", "?poll"])
 def test_what_was_sent_comes_back_before_the_rest_is_sent(served: Host, query: str) -> None:
     with served.socket() as raw, raw.makefile("rb") as lines:
@@ -81,6 +88,28 @@ def test_trailers_follow_a_body_that_was_flushed(served: Host) -> None:
 
 def test_a_body_without_trailers_has_none(served: Host) -> None:
     assert served.request("POST", "/trailers", b"abc").text == "no trailers\n"
+
+
+@pytest.mark.parametrize("word", ["204", "304"])
+def test_where_no_body_may_be_none_is_sent(served: Host, word: str) -> None:
+    said = exchange(
+        served,
+        f"GET /misuse?{word} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+        + b"GET /hello HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    )
+    first, _, rest = said.partition(b"\r\n\r\n")
+    assert first.startswith(f"HTTP/1.1 {word}".encode())
+    assert b"content-length" not in first.lower()
+    assert b"transfer-encoding" not in first.lower()
+    assert rest.startswith(b"HTTP/1.1 200")
+    assert rest.endswith(b"hello world\n")
+
+
+@pytest.mark.parametrize("path", ["/hello", "/misuse?none"])
+def test_head_has_a_head_and_no_body(served: Host, path: str) -> None:
+    said = exchange(served, f"HEAD {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    assert said.startswith(b"HTTP/1.1 200")
+    assert said.endswith(b"\r\n\r\n")
 
 
 @pytest.mark.parametrize("word", ["unset", "kept", "error", "trap", "handle", "hoard"])
@@ -163,6 +192,20 @@ def upstream() -> Iterator[int]:
         thread.start()
         yield listener.getsockname()[1]
         thread.join(10)
+
+
+def test_an_outbound_call_reaches_what_the_manifest_allows_and_nothing_else(served: Host, upstream: int) -> None:
+    granted = f"127.0.0.1:{upstream}"
+    served.deploy(
+        "outbound-granted",
+        guest("outbound"),
+        {"routes": ["/outbound-granted"], "capabilities": {"outbound": [granted]}},
+    )
+    for other in (f"127.0.0.1:{upstream + 1}", f"localhost:{upstream}", "169.254.169.254", "example.org"):
+        refused = served.get(f"/outbound-granted?http://{other}/")
+        assert (refused.status, refused.text) == (502, "error-code 15\n"), other
+    reply = served.get(f"/outbound-granted?http://{granted}/a?b=c")
+    assert (reply.status, reply.text, reply.headers["X-Own"]) == (203, "abcdef", "yes")
 
 
 def test_an_outbound_call_is_refused_where_nothing_was_granted(served: Host) -> None:
