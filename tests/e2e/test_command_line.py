@@ -252,6 +252,20 @@ def test_run_of_a_trap_is_an_aborted_program(alone: Cli) -> None:
     assert "unreachable" in ran.err
 
 
+def test_run_takes_components_that_are_programs(alone: Cli) -> None:
+    program = BAD.parent / "http" / "program.wasm"
+    ran = alone("run", program, "--", "one", "two", stdin="from stdin\n")
+    assert (ran.code, ran.out) == (0, "program.wasm\none\ntwo\nfrom stdin\n")
+    assert alone("run", program, "--", "fail").code == 1
+
+
+def test_run_refuses_a_component_that_only_answers_requests(alone: Cli) -> None:
+    ran = alone("run", BAD.parent / "http" / "hello.wasm")
+    assert ran.code == 1
+    assert "exports no wasi:cli/run" in ran.err
+    assert "deploy it" in ran.err
+
+
 def test_doctor_finds_this_machine_fit(alone: Cli) -> None:
     found = alone("doctor")
     assert found.code == 0, found.out + found.err
