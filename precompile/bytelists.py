@@ -1,13 +1,12 @@
 """
 Makes components hand bytes over whole: in the C API a ``list<u8>`` costs a value of 32 bytes for each byte.
 
-Where a function takes a ``list<u8>``, the component is made to pass two numbers, address and length: for its core code
-that is the same. Where one returns a ``list<u8>`` it is made to take a string of Latin-1 characters, a character for
-each byte: its core code gets the same bytes in the same place. Nothing but declarations changes.
+Where a function takes or returns a ``list<u8>``, the component is made to pass two numbers instead, address and size:
+for its core code that is the same. Nothing but declarations changes. What is returned needs room in the guest first:
+the host calls the guest's own function for that, the same as the engine does for a list.
 
-Strings would not do for what guests pass: the canonical ABI wants Latin-1 strings at even addresses, and a guest's
-bytes begin anywhere. Where they are returned, the guest is asked for room twice: more than needed at first, then it is
-told how much it was. The preview-1 adapter allows neither, so only lowerings with an ordinary ``cabi_realloc`` qualify.
+Two parts of a component may have such a function each (Python: libc, and the interpreter). They can't be told apart
+when they call, so those of the second part import the functions by other names, which the host has as well.
 
 Whoever changes what is changed here bumps the profile's revision in ``faas.wasm.engine``: stored code is named by it.
 """
@@ -17,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from faas.wasm.engine import LATIN1_EXPORT, MEMORY_EXPORT
+from faas.wasm.engine import BYTES_RETURNED, MAX_ROOMS, MEMORY_EXPORT, ROOM_EXPORT, ROOM_MAKERS, room_function
 from precompile.component import OPTION_REALLOC, Component, InstanceImport, Lower, Span, interface_key
 
 TAKEN: Final = frozenset(
@@ -29,24 +28,17 @@ TAKEN: Final = frozenset(
     }
 )
 """Functions whose last parameter is a ``list<u8>`` that may be passed as address and length."""
-RETURNED: Final = frozenset(
-    {
-        ("wasi:io/streams", "[method]input-stream.read"),
-        ("wasi:io/streams", "[method]input-stream.blocking-read"),
-    }
-)
-"""Functions whose result's ok side is a ``list<u8>`` that may be returned as Latin-1 text: all of them or none."""
+RETURNED: Final = BYTES_RETURNED
 
 _BYTES: Final = ("list", "u8")
-_U32, _STRING = b"\x79", b"\x73"
-_OPTION_LATIN1 = b"\x02"
-_REALLOC = "cabi_realloc"
-# Runtimes of wit-dylib (componentize-py) have a cabi_realloc that panics when it is asked for room a second time.
-_WIT_DYLIB = b"wit_dylib_initialize"
+_U32 = b"\x79"
+_ADDRESS_AND_SIZE = b"\x6f\x02" + 2 * _U32  # the type tuple<u32, u32>
+_EXPORT_DECLARED = b"\x04\x00"
 _INSTANCE_SECTION, _EXPORT_SECTION = 5, 11
 _INSTANCE_SORT = b"\x05"
 
 _Edits = dict[Span, bytes]
+_Maker = tuple[int, str]
 
 
 def pass_bytes_whole(wasm: bytes, component: Component) -> bytes:
@@ -58,28 +50,33 @@ def pass_bytes_whole(wasm: bytes, component: Component) -> bytes:
     Args: *component* is what ``read_component`` read from *wasm*, its imports known to be of the types of their WIT.
     """
     edits: _Edits = {}
-    marks: list[str] = []
     number = _memory_number(component)
-    if number is not None and _take_by_address(wasm, component, edits):
-        marks.append(f"{MEMORY_EXPORT}{number}")
-    if _return_as_text(wasm, component, edits):
-        marks.append(LATIN1_EXPORT)
-    if not marks:
+    if number is None:
         return wasm
+    _take_by_address(component, edits)
+    makers = _return_by_address(wasm, component, edits)
+    if not edits:
+        return wasm
+    marks = [f"{MEMORY_EXPORT}{number}"]
+    for room, (instance, name) in enumerate(makers, 1):
+        marks.append(f"{ROOM_EXPORT}{room}-{name.replace('_', '-')}{instance}")
     return b"".join(_edited(wasm, component, edits)) + _marked(component, marks)
 
 
 def _memory_number(component: Component) -> int | None:
     """Return which of the core instances, from 1, has the only memory; None where that is not certain."""
     owners = [i for i, module in enumerate(component.all_modules) if module.memories]
-    if len(owners) != 1 or owners[0] >= len(component.modules):
+    if len(owners) != 1 or component.core_instances.count(owners[0]) != 1:
+        return None
+    return _number(component, component.core_instances.index(owners[0]))
+
+
+def _number(component: Component, core_instance: int) -> int | None:
+    """Return which of the engine's instances this one is, from 1; None where that is not certain."""
+    if core_instance >= component.n_core_before_guests or component.core_instances[core_instance] is None:
         return None
     # Instances that are made of other instances' exports are no instances of the engine's.
-    made = [module for module in component.core_instances[: component.n_core_before_guests] if module is not None]
-    all_made = [module for module in component.core_instances if module is not None]
-    if all_made.count(owners[0]) != 1 or owners[0] not in made:
-        return None
-    return made.index(owners[0]) + 1
+    return sum(module is not None for module in component.core_instances[: core_instance + 1])
 
 
 def _imported(component: Component, names: Iterable[tuple[str, str]]) -> list[tuple[InstanceImport, str]]:
@@ -92,47 +89,75 @@ def _imported(component: Component, names: Iterable[tuple[str, str]]) -> list[tu
     ]
 
 
-def _take_by_address(wasm: bytes, component: Component, edits: _Edits) -> bool:
-    found = _imported(component, TAKEN)
-    for instance, name in found:
+def _take_by_address(component: Component, edits: _Edits) -> None:
+    for instance, name in _imported(component, TAKEN):
         function = instance.functions[name]
         label, type_ = function.params[-1]
         assert type_ == _BYTES, name  # as its WIT says
         last = function.param_spans[-1]
         edits[Span(function.params_at, function.param_spans[0].start)] = _leb(len(function.params) + 1)
         edits[last] = _name(f"{label}-at") + _U32 + _name(f"{label}-size") + _U32
-    return bool(found)
 
 
-def _return_as_text(wasm: bytes, component: Component, edits: _Edits) -> bool:
-    found = _imported(component, RETURNED)
-    lowers = [lower for lower in component.lowers if _returns_bytes(component, lower)]
-    spans = [instance.functions[name].ok_span for instance, name in found]
-    if not lowers or not all(spans) or not all(_room_is_made_by_cabi_realloc(component, lower) for lower in lowers):
-        return False
-    if any(_WIT_DYLIB in wasm[slice(*module.span)] for module in component.modules):
-        return False
-    for span in spans:
+def _return_by_address(wasm: bytes, component: Component, edits: _Edits) -> list[_Maker]:
+    """Edit what returns bytes; return what makes room for them, in the order of the rooms. None: nothing is edited."""
+    rooms = _rooms(component)
+    lists = {_list_of(instance, name) for instance, name in _imported(component, RETURNED)}
+    if rooms is None or None in lists:
+        return []
+    for span in lists:
         assert span is not None
-        edits[span] = _STRING
-    for lower in lowers:
-        first = lower.options[0][2].start
-        edits[Span(lower.options_at, first)] = _leb(len(lower.options) + 1) + _OPTION_LATIN1
-    return True
+        edits[span] = _ADDRESS_AND_SIZE
+    makers = sorted(set(rooms.values()))
+    other: dict[int, set[str]] = {}  # by instance: what is wanted by another name
+    for (instance, function, span), maker in rooms.items():
+        if makers.index(maker) > 0:
+            other.setdefault(instance, set()).add(function)
+            edits[span] = _name(room_function(function, 2))
+    for index, functions in other.items():
+        declares = component.instances[index]
+        assert declares is not None
+        n_declared = _read_leb(wasm[slice(*declares.count_at)])
+        edits[declares.count_at] = _leb(n_declared + len(functions))
+        edits[Span(declares.end, declares.end)] = b"".join(
+            _EXPORT_DECLARED + _name(room_function(name, 2)) + wasm[slice(*declares.declared[name])]
+            for name in sorted(functions)
+        )
+    return makers
 
 
-def _returns_bytes(component: Component, lower: Lower) -> bool:
-    instance = component.instances[lower.instance] if lower.instance is not None else None
-    return instance is not None and (interface_key(instance.name), lower.function) in RETURNED
+def _rooms(component: Component) -> dict[tuple[int, str, Span], _Maker] | None:
+    """Return what makes room for each imported function that returns bytes; None where that is not certain."""
+    rooms: dict[tuple[int, str, Span], _Maker] = {}
+    for lower in component.lowers:
+        instance = component.instances[lower.instance] if lower.instance is not None else None
+        if instance is None or (interface_key(instance.name), lower.function) not in RETURNED:
+            continue
+        maker = _maker(component, lower)
+        assert lower.instance is not None
+        assert lower.name is not None
+        if maker is None or rooms.setdefault((lower.instance, lower.function, lower.name), maker) != maker:
+            return None
+    return rooms if rooms and len(set(rooms.values())) <= MAX_ROOMS else None
 
 
-def _room_is_made_by_cabi_realloc(component: Component, lower: Lower) -> bool:
-    """Return whether the guest's ordinary allocator answers, and no string encoding was chosen."""
-    kinds = {kind for kind, _, _ in lower.options}
-    if kinds & {0x00, 0x01, 0x02}:
-        return False
+def _maker(component: Component, lower: Lower) -> _Maker | None:
+    """Return the number of the core instance that makes room for *lower*, and its function's name."""
     origins = [component.core_funcs[index] for kind, index, _ in lower.options if kind == OPTION_REALLOC]
-    return len(origins) == 1 and origins[0] is not None and origins[0][1] == _REALLOC
+    if len(origins) != 1 or origins[0] is None or origins[0][1] not in ROOM_MAKERS:
+        return None
+    number = _number(component, origins[0][0])
+    return None if number is None else (number, origins[0][1])
+
+
+def _list_of(instance: InstanceImport, name: str) -> Span | None:
+    """Return the definition of what a function returns; None if others use it that stay as they are."""
+    returned = {instance.functions[one].ok_end for key, one in RETURNED if one in instance.functions}
+    taken = {instance.functions[one].param_spans[-1].end for key, one in TAKEN if one in instance.functions}
+    for span, used in instance.byte_lists:
+        if instance.functions[name].ok_end in used:
+            return span if {*used} <= returned | taken else None
+    return None
 
 
 def _edited(wasm: bytes, component: Component, edits: _Edits) -> Iterable[bytes]:
@@ -141,7 +166,7 @@ def _edited(wasm: bytes, component: Component, edits: _Edits) -> Iterable[bytes]
     yield wasm[: component.sections[0].header]
     for section in component.sections:
         start, end = section.contents
-        mine = [(span, new) for span, new in todo if start <= span.start < end]
+        mine = [(span, new) for span, new in todo if start <= span.start <= end]
         if not mine:
             yield wasm[section.header : end]
             continue
@@ -169,6 +194,10 @@ def _marked(component: Component, marks: list[str]) -> bytes:
 def _name(text: str) -> bytes:
     raw = text.encode()
     return _leb(len(raw)) + raw
+
+
+def _read_leb(raw: bytes) -> int:
+    return sum((byte & 0x7F) << (7 * i) for i, byte in enumerate(raw))
 
 
 def _leb(number: int) -> bytes:

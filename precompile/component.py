@@ -31,6 +31,7 @@ _MAX_DEPTH = 50
 # `%` can't stand in a name, so nothing that a component says can be taken for one of these.
 _UNREAD = ("%unread",)
 _LIFT, _LOWER = 0x00, 0x01
+_CORE_MODULE = 0x11
 # canonical definitions by the number of plain indices that follow: resource.new, resource.drop, resource.rep
 _PLAIN_CANONS = {0x02: 1, 0x03: 1, 0x04: 1}
 _OPTION_WITH_INDEX = frozenset({0x03, 0x04, 0x05, 0x07})
@@ -48,15 +49,22 @@ class FuncDef(NamedTuple):
     """
     A function's type, as ``faas.wasi.wit`` writes types.
 
-    ``params_at`` is where its parameter count begins, ``param_spans`` are its parameters, ``ok_span`` the type of the
-    ok side of its result where that is a `result`.
+    ``params_at`` is where its parameter count begins, ``param_spans`` are its parameters, ``ok_end`` is where the
+    reference to the type of the ok side of its result ends, where that is a `result`.
     """
 
     params: tuple[tuple[str, Any], ...]
     result: Any
     params_at: int
     param_spans: tuple[Span, ...]
-    ok_span: Span | None
+    ok_end: int | None
+
+
+class ByteList(NamedTuple):
+    """A definition of `list<u8>` in an instance's type, and where each reference to it ends."""
+
+    span: Span
+    used: tuple[int, ...]
 
 
 class InstanceImport(NamedTuple):
@@ -64,12 +72,18 @@ class InstanceImport(NamedTuple):
     An imported instance of an interface.
 
     ``resources`` are those that are the interface's own, ``others`` what is neither a function nor a type.
+    ``declared`` is, for each function, what its declaration says after the name; ``count_at`` says how many
+    declarations there are, ``end`` is where they end.
     """
 
     name: str
     functions: Mapping[str, FuncDef]
     resources: tuple[str, ...]
     others: tuple[str, ...]
+    byte_lists: tuple[ByteList, ...]
+    declared: Mapping[str, Span]
+    count_at: Span
+    end: int
 
 
 class Import(NamedTuple):
@@ -95,11 +109,15 @@ class CoreModule(NamedTuple):
 
 
 class Lower(NamedTuple):
-    """A `canon lower`: an imported function (``instance`` None: of another origin) made callable for core modules."""
+    """
+    A `canon lower`: an imported function (``instance`` None: of another origin) made callable for core modules.
+
+    ``name`` is where the function's alias names it.
+    """
 
     instance: int | None
     function: str
-    options_at: int
+    name: Span | None
     options: tuple[tuple[int, int, Span], ...]
 
 
@@ -166,7 +184,12 @@ class _Scope:
         self.func_exports: dict[str, FuncDef] = {}
         self.resources: list[str] = []
         self.others: list[str] = []
-        self.ok_spans: dict[int, Span] = {}
+        self.ok_ends: dict[int, int] = {}
+        self.byte_lists: dict[int, Span] = {}
+        self.used: dict[int, list[int]] = {}
+        self.declared: dict[str, Span] = {}
+        self.count_at = Span(0, 0)
+        self.end = 0
         self.depth: int = 0 if parent is None else parent.depth + 1
 
 
@@ -180,7 +203,7 @@ class _ComponentReader(Reader):
         self._exports: list[Export] = []
         self._instances: list[InstanceImport | None] = []
         self._instance_types: list[dict[str, Any]] = []
-        self._funcs: list[tuple[int, str] | None] = []
+        self._funcs: list[tuple[int, str, Span] | None] = []
         self._core_funcs: list[tuple[int, str] | None] = []
         self._core_instances: list[int | None] = []
         self._n_core_before_guests: int | None = None
@@ -319,12 +342,8 @@ class _ComponentReader(Reader):
                 index = self._u32()
                 if index >= len(self._funcs):
                     raise self._error(f"function {index} does not exist (there are {len(self._funcs)})", at)
-                origin = self._funcs[index]
-                options_at = self._pos
-                options = self._options()
-                self._lowers.append(
-                    Lower(origin[0] if origin else None, origin[1] if origin else "", options_at, options)
-                )
+                instance, function, span = self._funcs[index] or (None, "", None)
+                self._lowers.append(Lower(instance, function, span, self._options()))
                 self._core_funcs.append(None)
             elif form in _PLAIN_CANONS:
                 self._u32()
@@ -345,8 +364,7 @@ class _ComponentReader(Reader):
                 if not isinstance(found, _InstanceType):
                     raise self._error("an instance is imported with a type that is of no instance", self._pos)
                 scope = self._instance_scope(found, name)
-                imported = InstanceImport(name, scope.func_exports, tuple(scope.resources), tuple(scope.others))
-                self._add_instance(imported, scope.type_exports)
+                self._add_instance(_imported(name, scope), scope.type_exports)
             else:
                 self._imports.append(Import(name, sort))
                 if sort == "func":
@@ -354,8 +372,11 @@ class _ComponentReader(Reader):
 
     def _read_exports(self) -> None:
         for _ in range(self._count(min_item_bytes=4)):
+            at = self._pos
             name = self._extern_name()
             sort, index = self._sort_index()
+            if sort == "core module":
+                raise self._shared_module(at)
             self._exports.append(Export(name, sort))
             if sort == "type":
                 self._scope.types.append(self._type(self._scope, index))
@@ -396,14 +417,16 @@ class _ComponentReader(Reader):
         target = self._byte()
         outer = scope.parent is not None
         if target == 0:
-            instance, name = self._u32(), self._name()
+            instance, start, name = self._u32(), self._pos, self._name()
             if sort == 3:
                 here = not outer and instance < len(self._instance_types)
                 scope.types.append(self._instance_types[instance].get(name, _UNREAD) if here else _UNREAD)
             elif not outer and sort == 1:
-                self._funcs.append((instance, name))
+                self._funcs.append((instance, name, Span(start, self._pos)))
             elif not outer and sort == 5:
                 self._add_instance(None, {})
+            elif core_sort == _CORE_MODULE:
+                raise self._shared_module(at)
         elif target == 1:
             core_instance, name = self._u32(), self._name()
             if not outer and core_sort == 0:
@@ -415,10 +438,14 @@ class _ComponentReader(Reader):
                 for _ in range(min(n_out, _MAX_DEPTH)):
                     whose = whose.parent if whose is not None else None
                 scope.types.append(_UNREAD if whose is None else self._type(whose, index))
-            elif core_sort == 0x11:
-                raise self._error("modules that are shared between components are not read; build it in one piece", at)
+            elif core_sort == _CORE_MODULE:
+                raise self._shared_module(at)
         else:
             raise self._error(f"alias form {target} is not known", at)
+
+    def _shared_module(self, at: int) -> InvalidModuleError:
+        # It would get a number of its own, and modules and instances are counted as the engine counts them.
+        return self._error("modules that are shared between components are not read; build it in one piece", at)
 
     # --- types ------------------------------------------------------------------------------------------------------
 
@@ -445,7 +472,11 @@ class _ComponentReader(Reader):
         return ("variant", tuple(cases))
 
     def _list(self, scope: _Scope) -> Any:
-        return ("list", self._value_type(scope))
+        at = self._pos - 1
+        of = self._value_type(scope)
+        if of == "u8":
+            scope.byte_lists[len(scope.types)] = Span(at, self._pos)
+        return ("list", of)
 
     def _tuple(self, scope: _Scope) -> Any:
         return ("tuple", tuple(self._value_type(scope) for _ in range(self._count(min_item_bytes=1))))
@@ -462,9 +493,8 @@ class _ComponentReader(Reader):
     def _result(self, scope: _Scope) -> Any:
         ok = None
         if self._flag():
-            at = self._pos
             ok = self._value_type(scope)
-            scope.ok_spans[len(scope.types)] = Span(at, self._pos)
+            scope.ok_ends[len(scope.types)] = self._pos
         return ("result", ok, self._value_type(scope) if self._flag() else None)
 
     def _own(self, scope: _Scope) -> Any:
@@ -492,15 +522,15 @@ class _ComponentReader(Reader):
             spans.append(Span(start, self._pos))
         at = self._pos
         form = self._byte()
-        result, ok_span = None, None
+        result, ok_end = None, None
         if form == 0:
-            result, ok_span = self._value_type_and_ok(scope)
+            result, ok_end = self._value_type_and_ok(scope)
         elif form == 1:
             if self._byte():
                 raise self._error("a function has several results by name, which is no longer known", at)
         else:
             raise self._error(f"result form {form} is not known", at)
-        return FuncDef(tuple(params), result, params_at, tuple(spans), ok_span)
+        return FuncDef(tuple(params), result, params_at, tuple(spans), ok_end)
 
     def _component_type(self, scope: _Scope) -> Any:
         self._declarations(_Scope(scope), imports=True)
@@ -538,8 +568,11 @@ class _ComponentReader(Reader):
         return scope
 
     def _declarations(self, scope: _Scope, *, imports: bool) -> None:
-        self._check_depth(scope.depth, self._pos)
-        for _ in range(self._count(min_item_bytes=2)):
+        start = self._pos
+        self._check_depth(scope.depth, start)
+        n = self._count(min_item_bytes=2)
+        scope.count_at = Span(start, self._pos)
+        for _ in range(n):
             at = self._pos
             form = self._byte()
             if form == 1:
@@ -548,8 +581,10 @@ class _ComponentReader(Reader):
                 self._alias(scope)
             elif form == 4 or (form == 3 and imports):
                 name = self._extern_name()
+                start = self._pos
                 sort, index = self._extern_type(scope, name)
                 if sort == "func":
+                    scope.declared[name] = Span(start, self._pos)
                     found = self._type(scope, index)
                     if not isinstance(found, FuncDef):
                         raise self._error("a function is declared with a type that is of no function", at)
@@ -562,6 +597,7 @@ class _ComponentReader(Reader):
                     scope.others.append(name)
             else:
                 raise self._error(f"declaration form {form} is of core types, which are not read there", at)
+        scope.end = self._pos
 
     def _extern_type(self, scope: _Scope, name: str) -> tuple[str, int]:
         """Read what is imported or exported under *name*; a type joins the scope's own."""
@@ -588,11 +624,11 @@ class _ComponentReader(Reader):
     def _value_type(self, scope: _Scope) -> Any:
         return self._value_type_and_ok(scope)[0]
 
-    def _value_type_and_ok(self, scope: _Scope) -> tuple[Any, Span | None]:
+    def _value_type_and_ok(self, scope: _Scope) -> tuple[Any, int | None]:
         at = self._pos
         index = self._index_or_none()
         if index is not None:
-            return self._type(scope, index), scope.ok_spans.get(index)
+            return self._type(scope, index), scope.ok_ends.get(index)
         primitive = _PRIMITIVES.get(self._wasm[at])
         if primitive is None:
             raise self._error(f"value type 0x{self._wasm[at]:02x} is not known", at)
@@ -608,6 +644,7 @@ class _ComponentReader(Reader):
     def _type(self, scope: _Scope, index: int) -> Any:
         if index >= len(scope.types):
             raise self._error(f"type {index} does not exist (there are {len(scope.types)})", self._pos)
+        scope.used.setdefault(index, []).append(self._pos)
         return scope.types[index]
 
     # --- items ------------------------------------------------------------------------------------------------------
@@ -663,6 +700,19 @@ class _InstanceType(NamedTuple):
 
     start: int
     scope: _Scope
+
+
+def _imported(name: str, scope: _Scope) -> InstanceImport:
+    return InstanceImport(
+        name=name,
+        functions=scope.func_exports,
+        resources=tuple(scope.resources),
+        others=tuple(scope.others),
+        byte_lists=tuple(ByteList(span, tuple(scope.used.get(i, ()))) for i, span in scope.byte_lists.items()),
+        declared=scope.declared,
+        count_at=scope.count_at,
+        end=scope.end,
+    )
 
 
 def interface_key(name: str) -> str:

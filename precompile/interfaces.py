@@ -99,10 +99,10 @@ def _check_manifest(manifest: Manifest) -> None:
             f"preinit = {shown(manifest.preinit)!r} is of core modules, and this is a component; leave it out (the"
             " tools that make components of Python and JavaScript take such a snapshot themselves)"
         )
-    if manifest.warm.reuse > 1:
+    if manifest.warm.max:
         raise ManifestError(
-            f"warm.reuse is {manifest.warm.reuse}, but a component's instance ends with its request; leave warm.reuse"
-            " out (warm.max is for components, too)"
+            f"warm.max is {manifest.warm.max}, but a component's instance is made for its request, in microseconds;"
+            " leave [warm] out"
         )
 
 

@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections import deque
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from aiohttp import web
@@ -13,7 +14,7 @@ from aiohttp import web
 from faas.clock import Clock
 from faas.errors import BodyTooLargeError, MalformedRequestError, OutputLimitError, RequestTimeoutError
 from faas.gateway.journal import Journal
-from faas.gateway.lane import Lane, Request
+from faas.gateway.lane import SOFTWARE, Lane, Request
 from faas.gateway.live import Served
 
 OUTPUT_HIGH_WATER = 256 * 1024
@@ -278,6 +279,39 @@ class Output:
         parts.clear()
         self._pending_bytes = 0
         return taken
+
+
+def is_bodyless(call: Call, status: int) -> bool:
+    """Whether HTTP allows no body here: what a guest writes then must not reach the connection at all."""
+    return call.method == "HEAD" or status in (204, 304)
+
+
+async def begin_reply(
+    call: Call,
+    body: RequestBody | None,
+    status: int,
+    headers: Iterable[tuple[str, str]],
+    *,
+    reason: str | None = None,
+    length: int | None = None,
+) -> web.StreamResponse:
+    """
+    Send the head of a streamed reply: the host's headers and the guest's.
+
+    Args: *length* None means a chunked body, where the client takes one.
+    """
+    if body is not None:
+        body.invite()  # a guest may answer before it reads; after the head it would be too late to ask
+    stream = web.StreamResponse(status=status, reason=reason, headers=call.response_headers())
+    for name, value in headers:
+        stream.headers.add(name, value)
+    stream.headers["Server"] = SOFTWARE
+    if length is not None:
+        stream.content_length = length
+    elif call.request.version >= (1, 1) and not is_bodyless(call, status):
+        stream.enable_chunked_encoding()
+    await stream.prepare(await call.lane.leave())
+    return stream
 
 
 def break_connection(request: Request) -> None:

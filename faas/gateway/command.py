@@ -15,7 +15,7 @@ from faas.errors import (
     MalformedResponseError,
 )
 from faas.gateway import cgi
-from faas.gateway.call import Call, Output, RequestBody, break_connection
+from faas.gateway.call import Call, Output, RequestBody, begin_reply, break_connection, is_bodyless
 from faas.gateway.code import Code
 from faas.gateway.instance import MAX_LOG_LINE_BYTES
 from faas.gateway.lane import SOFTWARE, Answer, Reply
@@ -81,29 +81,15 @@ class _Reply:
         del written[:body_at]
         return True
 
-    def _bodyless(self, head: cgi.ResponseHead) -> bool:
-        """Whether HTTP allows no body here: what the guest wrote then must not reach the connection at all."""
-        return self._call.method == "HEAD" or head.status in (204, 304)
-
     async def _begin(self, head: cgi.ResponseHead) -> web.StreamResponse:
-        call = self._call
-        if self._body is not None:
-            self._body.invite()  # a guest may answer before it reads; after the head it would be too late to ask
-        stream = web.StreamResponse(status=head.status, reason=head.reason, headers=call.response_headers())
-        for name, value in head.headers:
-            stream.headers.add(name, value)
-        stream.headers["Server"] = SOFTWARE
-        if head.content_length is not None:
-            stream.content_length = head.content_length
-        elif call.request.version >= (1, 1) and not self._bodyless(head):
-            stream.enable_chunked_encoding()
-        await stream.prepare(await call.lane.leave())
-        return stream
+        return await begin_reply(
+            self._call, self._body, head.status, head.headers, reason=head.reason, length=head.content_length
+        )
 
     async def _send(self, body: bytes) -> None:
         assert self.stream is not None
         assert self.head is not None
-        if not body or self._bodyless(self.head):
+        if not body or is_bodyless(self._call, self.head.status):
             return
         self._streamed_bytes += len(body)
         length = self.head.content_length
@@ -120,7 +106,7 @@ class _Reply:
         if self.stream is not None and self.head is not None:
             await self._send(self._output.take())
             length = self.head.content_length
-            if length is not None and self._streamed_bytes < length and not self._bodyless(self.head):
+            if length is not None and self._streamed_bytes < length and not is_bodyless(self._call, self.head.status):
                 raise MalformedResponseError(f"the guest announced a Content-Length of {length} and wrote less")
             return self.stream
         if not self._parse() or self.head is None:
@@ -131,7 +117,7 @@ class _Reply:
         head = self.head
         if head.local_redirect:
             raise LocalRedirect(head.local_redirect)
-        bodyless = self._bodyless(head)
+        bodyless = is_bodyless(self._call, head.status)
         length = head.content_length
         if length is not None and length != len(self._written) and not bodyless:
             raise MalformedResponseError(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
-from aiohttp import hdrs, web
+from aiohttp import web
 
 from faas.errors import FaasError, GuestExitError, MalformedResponseError
-from faas.gateway.call import Call, Output, RequestBody, break_connection
+from faas.gateway.call import Call, Output, RequestBody, begin_reply, break_connection, is_bodyless
 from faas.gateway.code import Code
 from faas.gateway.command import cut_off
 from faas.gateway.instance import MAX_LOG_LINE_BYTES
-from faas.gateway.lane import SOFTWARE, Answer, Reply
+from faas.gateway.lane import Answer, Reply
 from faas.gateway.models import ModelGate
 from faas.gateway.outbound import FunctionOutbound, Outbound
 from faas.wasi.context import GuestExit, WasiContext
@@ -75,12 +76,23 @@ class _Exchange(HttpContext):
         self._trailers: HeaderList | None = None
         self._finished = False
         self._aborted = False
+        self._ended = False
+        self._sent = False
         self.stream: web.StreamResponse | None = None
 
     # --- what the guest's calls come to -----------------------------------------------------------------------------
 
     def on_response(self, head: ResponseHead) -> OutputStream:
-        """Keep the head until the guest yields or is done; its body goes to what this returns."""
+        """
+        Keep the head until the guest yields or is done; its body goes to what this returns.
+
+        Raises: MalformedResponseError for an interim status: a client waits for another response behind that one.
+        """
+        if head.status < 200:
+            raise MalformedResponseError(
+                f"the guest answered with status {head.status}, which says that its response is still to come; set 200"
+                " or more"
+            )
         self._head = head
         for name, value in head.headers:
             lower = name.lower()
@@ -88,6 +100,8 @@ class _Exchange(HttpContext):
                 self._length = int(value)
             elif lower not in _OURS:
                 self._headers.append((name, value.decode("utf-8", "replace")))
+        if not head.body_taken and not is_bodyless(self._call, head.status):
+            self._length = 0  # whatever was announced: a client would wait for it
         return self._output
 
     def on_error(self, code: ErrorCode) -> None:
@@ -108,54 +122,41 @@ class _Exchange(HttpContext):
 
     # --- what the gateway does with it ------------------------------------------------------------------------------
 
-    def _bodyless(self, status: int) -> bool:
-        return self._call.method == hdrs.METH_HEAD or status in (204, 304)
-
     async def pause(self) -> None:
         """Send what the guest has answered so far; awaited whenever it yields or waits."""
         head = self._head
         if head is None or self._aborted:
             return
         if self.stream is None:
-            self.stream = await self._open(head)
+            self.stream = await begin_reply(self._call, self._body, head.status, self._headers, length=self._length)
         if self._output.pending_bytes:
             await self._send(head, self._output.take())
         if self._finished:
             await self._end(self.stream)
 
-    async def _open(self, head: ResponseHead) -> web.StreamResponse:
-        call = self._call
-        if self._body is not None:
-            self._body.invite()  # a guest may answer before it reads; after the head it would be too late to ask
-        stream = web.StreamResponse(status=head.status, headers=call.response_headers())
-        for name, value in self._headers:
-            stream.headers.add(name, value)
-        stream.headers["Server"] = SOFTWARE
-        if self._length is not None:
-            stream.content_length = self._length
-        elif call.request.version >= (1, 1) and not self._bodyless(head.status):
-            stream.enable_chunked_encoding()
-        await stream.prepare(await call.lane.leave())
-        return stream
-
     async def _send(self, head: ResponseHead, body: bytes) -> None:
         assert self.stream is not None
-        if self._bodyless(head.status):
+        if is_bodyless(self._call, head.status):
             return
         await self.stream.write(body)
 
     async def _end(self, stream: web.StreamResponse) -> None:
         """End the reply now, though the guest may run on."""
+        if self._ended:
+            return
+        self._ended = True
         trailers, self._trailers = self._trailers, None
         writer: Any = stream._payload_writer
-        if trailers and stream.chunked and writer is not None:
+        # aiohttp writes none; where its next version has other parts, they are left out.
+        if trailers and stream.chunked and all(hasattr(writer, name) for name in ("_write", "_eof", "drain")):
             lines = [name.encode() + b": " + value + b"\r\n" for name, value in trailers]
             writer._write(b"0\r\n" + b"".join(lines) + b"\r\n")
             writer._eof = True
             stream._eof_sent = True
             await writer.drain()
-            return
-        await stream.write_eof()
+        else:
+            await stream.write_eof()
+        self._sent = True
 
     async def finish(self) -> Answer:
         """
@@ -184,9 +185,14 @@ class _Exchange(HttpContext):
         body = self._output.take()
         status = head.status
         headers = self._headers
-        if self._length is not None and not body and self._bodyless(status):
+        if self._length is not None and not body and status != 204 and is_bodyless(self._call, status):
             headers.append(("Content-Length", str(self._length)))
         return Reply(status, b"" if status in (204, 304) else body, self._call.response_headers(), headers)
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether all of it is on its way to the client."""
+        return self._sent
 
     @property
     def is_whole(self) -> bool:
@@ -230,8 +236,8 @@ async def serve_component(
     incoming = IncomingRequest(
         call.method,
         request.scheme,
-        request.host,
-        f"{call.raw_path}?{call.query}" if call.query else call.raw_path,
+        _text(request.host),
+        _text(f"{call.raw_path}?{call.query}" if call.query else call.raw_path),
         lambda: [(name.lower(), value.encode("utf-8", "surrogateescape")) for name, value in request.headers.items()],
         body,
     )
@@ -267,6 +273,14 @@ async def serve_component(
         if exchange.stream is not None:
             raise cut_off(call, failure) from failure
         raise
+    except asyncio.CancelledError:
+        # The deadline, or a client that went away.
+        if exchange.stream is not None and exchange.is_sent:
+            call.log_line(b"after its response: the guest was still running, and was ended")
+            return exchange.stream
+        if exchange.stream is not None:
+            break_connection(call.request)
+        raise
     except BaseException:
         if exchange.stream is not None:
             break_connection(call.request)
@@ -277,6 +291,11 @@ async def serve_component(
         way_out.close()
         fiber.close(soon=call.lane.inside)
         log.close()
+
+
+def _text(raw: str) -> str:
+    """Return what a client sent as text: bytes that are no UTF-8 are none."""
+    return raw if raw.isascii() else raw.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _shown(code: ErrorCode) -> str:

@@ -41,6 +41,8 @@ MAX_HEADERS: Final = 128
 MAX_HEAD_BYTES: Final = 64 * 1024
 SPARE_FILES: Final = 192
 """Files that a worker may open besides its clients' connections, those that it turns away included."""
+OUTBOUND_FILES: Final = 1536
+"""Sockets of functions' own requests, on their way or kept (``faas.outbound.client``); more if there may be."""
 TURNED_AWAY: Final = 64
 """Connections over the limit that wait for their client to read why."""
 LOOK_AGAIN_S: Final = 0.1
@@ -640,8 +642,9 @@ def connections_possible(max_connections: int) -> int:
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = max_connections + SPARE_FILES
-    if soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft < wanted + OUTBOUND_FILES:
+        soft = wanted + OUTBOUND_FILES
+        soft = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     if soft < wanted:
         event(_log, "connections.fewer", level=logging.WARNING, wanted=max_connections, open_files=soft)

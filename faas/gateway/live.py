@@ -20,7 +20,9 @@ from faas.gateway.warm import WarmPool, WarmPools
 from faas.invocation import Deployment, Kind
 from faas.routes import Route, RouteTable, parse_route
 from faas.wasi.context import GuestExit, WasiContext
+from faas.wasi.p2.http import HttpContext
 from faas.wasi.streams import DiscardedOutput, EmptyInput
+from faas.wasm.components import ComponentFiber
 from faas.wasm.runtime import Runtime
 
 
@@ -168,6 +170,8 @@ class LiveTable:
         )
         make = self._runtime.component_fiber if deployment.kind is Kind.HTTP else self._runtime.fiber
         fiber = make(wasi, memory_limit_bytes=limits.memory_bytes, cpu_limit_s=self._start_timeout_s)
+        if isinstance(fiber, ComponentFiber):
+            fiber.http = HttpContext(limits.max_output_bytes)  # there is no request, and no way out
         try:
             async with asyncio.timeout(self._start_timeout_s):
                 await fiber.instantiate(code.template)

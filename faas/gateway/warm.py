@@ -18,7 +18,7 @@ from faas.errors import FaasError, InvocationError, OverloadedError
 from faas.gateway.admission import Admission
 from faas.gateway.code import Code, CodeCache, CodeKey, code_key
 from faas.gateway.instance import REUSED, WARM, Instance, NotPreparableError
-from faas.invocation import Deployment
+from faas.invocation import Deployment, Kind
 from faas.log import event
 from faas.wasi.context import GuestExit
 from faas.wasm.runtime import Runtime
@@ -256,6 +256,8 @@ class WarmPools:
         warm = deployment.manifest.warm
         if not warm.max or not self._max_held or self._closed:
             return None
+        if deployment.kind is Kind.HTTP:
+            return None  # a component's instance is made for its request; deploy refuses the setting
         pool = WarmPool(
             self,
             deployment,

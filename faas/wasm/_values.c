@@ -16,7 +16,7 @@
 #error "without this file values.py does the same"
 #endif
 
-enum { MAX_PARAMS = 12, MAX_ARGS = 4, FIRST_SLOTS = 16 };
+enum { MAX_PARAMS = 12, MAX_ARGS = 4, MAX_ROOMS = 2 /* as engine.MAX_ROOMS */, FIRST_SLOTS = 16 };
 
 /* wasmtime_component_valkind_t */
 enum kind {
@@ -81,6 +81,25 @@ typedef struct {
     void *callback, *env, *finalizer;
 } continuation_t;
 
+/* wasmtime_val_t, of integers */
+typedef struct {
+    uint8_t kind;
+    union {
+        uint32_t i32;
+        uint64_t raw[3];
+    } of;
+} core_value_t;
+
+/* wasmtime_extern_t */
+typedef struct {
+    uint8_t kind;
+    uint64_t of[3];
+} extern_t;
+
+enum { CORE_I32 = 0, EXTERN_FUNC = 0 };
+
+_Static_assert(sizeof(core_value_t) == 32 && sizeof(extern_t) == 32, "wasmtime/{val,extern}.h have these sizes");
+
 static struct {
     void *(*context_get_data)(void *);
     void (*context_set_data)(void *, void *);
@@ -104,6 +123,14 @@ static struct {
     void *(*func_call)(void *, void *, value_t *, size_t, value_t *, size_t, void *);
     uint8_t *(*memory_data)(void *, void *);
     size_t (*memory_data_size)(void *, void *);
+    bool (*export_get)(void *, const void *, const char *, size_t, extern_t *);
+    void *(*core_call)(void *, const void *, const core_value_t *, size_t, core_value_t *, size_t, void **, void **);
+    bool (*future_poll)(void *);
+    void (*future_delete)(void *);
+    void (*trap_message)(const void *, name_t *);
+    void (*error_message)(const void *, name_t *);
+    void (*trap_delete)(void *);
+    void (*bytes_delete)(name_t *);
 } wasmtime;
 
 static const struct {
@@ -132,10 +159,19 @@ static const struct {
     {"wasmtime_component_func_call_async", &wasmtime.func_call},
     {"wasmtime_memory_data", &wasmtime.memory_data},
     {"wasmtime_memory_data_size", &wasmtime.memory_data_size},
+    {"wasmtime_instance_export_get", &wasmtime.export_get},
+    {"wasmtime_func_call_async", &wasmtime.core_call},
+    {"wasmtime_call_future_poll", &wasmtime.future_poll},
+    {"wasmtime_call_future_delete", &wasmtime.future_delete},
+    {"wasm_trap_message", &wasmtime.trap_message},
+    {"wasmtime_error_message", &wasmtime.error_message},
+    {"wasm_trap_delete", &wasmtime.trap_delete},
+    {"wasm_byte_vec_delete", &wasmtime.bytes_delete},
 };
 
 static PyObject *wit_error, *trap_error;
-static PyObject *str_failure, *str_value, *str_drop, *str_suspend, *str_settled, *str_store_number, *str_ok, *str_err;
+static PyObject *str_failure, *str_value, *str_drop, *str_suspend, *str_settled, *str_store_number, *str_ok, *str_err,
+    *str_room_failed;
 
 static bool n_arguments(const char *name, Py_ssize_t given, Py_ssize_t wanted)
 {
@@ -164,10 +200,20 @@ typedef struct {
     size_t n_args;
     uint64_t func[4];
     uint64_t memory[3]; /* wasmtime_memory_t: store, core instance (0: not known), which of its memories */
+    /* of the bytes that a host call returns, see values.Handles.room_is */
+    struct {
+        uint64_t instance[2]; /* wasmtime_instance_t: store, core instance (0: not known) */
+        char name[32];
+    } reallocs[MAX_ROOMS];
+    void *room; /* the call that makes room; NULL: none runs */
+    Py_buffer room_view; /* what goes there; obj NULL: nothing */
+    extern_t room_realloc;
+    core_value_t room_args[4], room_at[1];
+    void *room_trap, *room_error;
     /* of the host call that waits */
     struct function *waiting;
     value_t *waiting_results;
-    void *waiting_context, **waiting_error;
+    void *waiting_context;
 } Handles;
 
 static PyTypeObject HandlesType;
@@ -272,6 +318,7 @@ static int handles_clear(Handles *self)
 static void handles_dealloc(Handles *self)
 {
     PyObject_GC_UnTrack(self);
+    PyBuffer_Release(&self->room_view);
     delete_args(self);
     delete_result(self);
     handles_clear(self);
@@ -303,6 +350,26 @@ static PyObject *handles_memory_is(Handles *self, PyObject *const *args, Py_ssiz
     Py_RETURN_NONE;
 }
 
+/* See values.Handles.room_is. */
+static PyObject *handles_room_is(Handles *self, PyObject *const *args, Py_ssize_t n)
+{
+    if (!n_arguments("room_is", n, 3))
+        return NULL;
+    size_t room = PyLong_AsSize_t(args[0]);
+    uint64_t number = room == (size_t)-1 ? 0 : PyLong_AsUnsignedLongLong(args[1]);
+    char *name;
+    Py_ssize_t length;
+    if (PyErr_Occurred() || PyBytes_AsStringAndSize(args[2], &name, &length) < 0)
+        return NULL;
+    if (room - 1 >= MAX_ROOMS || (size_t)length >= sizeof self->reallocs->name) {
+        PyErr_SetString(PyExc_ValueError, "room_is() takes 1 or 2, a number, and a name of at most 31 bytes");
+        return NULL;
+    }
+    memcpy(self->reallocs[room - 1].name, name, (size_t)length + 1);
+    self->reallocs[room - 1].instance[1] = (uint32_t)number;
+    Py_RETURN_NONE;
+}
+
 static PyObject *handles_objects(Handles *self, PyObject *Py_UNUSED(ignored))
 {
     PyObject *list = PyList_New(0);
@@ -320,6 +387,7 @@ static Py_ssize_t handles_length(Handles *self)
 static PyMethodDef handles_methods[] = {
     {"bind", (PyCFunction)handles_bind, METH_O, "See values.Handles.bind."},
     {"memory_is", (PyCFunction)(void (*)(void))handles_memory_is, METH_FASTCALL, "See values.Handles.memory_is."},
+    {"room_is", (PyCFunction)(void (*)(void))handles_room_is, METH_FASTCALL, "See values.Handles.room_is."},
     {"objects", (PyCFunction)handles_objects, METH_NOARGS, "See values.Handles.objects."},
     {NULL, NULL, 0, NULL},
 };
@@ -346,7 +414,6 @@ enum { T_BYTES = N_KINDS, T_OWN, T_BORROW };
 typedef struct node {
     PyObject_HEAD
     int kind; /* of enum kind, or one of the above; K_RESOURCE isn't used */
-    bool latin1;
     uint32_t resource;
     Py_ssize_t n;
     struct node **nodes; /* NULL: no payload */
@@ -363,7 +430,7 @@ static const struct {
     {"s64", K_S64},   {"u64", K_U64}, {"f32", K_F32}, {"f64", K_F64}, {"char", K_CHAR}, {"string", K_STRING},
 };
 
-static Node *node_of(PyObject *type, PyObject *ids, bool latin1);
+static Node *node_of(PyObject *type, PyObject *ids);
 
 static bool node_children(Node *self, Py_ssize_t n)
 {
@@ -376,9 +443,9 @@ static bool node_children(Node *self, Py_ssize_t n)
     return self->nodes != NULL;
 }
 
-static bool node_child(Node *self, Py_ssize_t i, PyObject *type, PyObject *ids, bool latin1)
+static bool node_child(Node *self, Py_ssize_t i, PyObject *type, PyObject *ids)
 {
-    return type == Py_None || (self->nodes[i] = node_of(type, ids, latin1)) != NULL;
+    return type == Py_None || (self->nodes[i] = node_of(type, ids)) != NULL;
 }
 
 static bool node_is(PyObject *type, const char *name)
@@ -403,7 +470,7 @@ static Py_ssize_t size_of(PyObject *parts)
 }
 
 /* (name, type) pairs, or names alone */
-static bool node_named(Node *self, PyObject *items, bool pairs, PyObject *ids, bool latin1)
+static bool node_named(Node *self, PyObject *items, bool pairs, PyObject *ids)
 {
     Py_ssize_t n = size_of(items);
     if (!node_children(self, n) || (self->names = PyTuple_New(n)) == NULL)
@@ -418,15 +485,14 @@ static bool node_named(Node *self, PyObject *items, bool pairs, PyObject *ids, b
         Py_INCREF(name);
         PyUnicode_InternInPlace(&name);
         PyTuple_SET_ITEM(self->names, i, name);
-        if (pairs && !node_child(self, i, type, ids, latin1))
+        if (pairs && !node_child(self, i, type, ids))
             return false;
     }
     return true;
 }
 
-static bool node_fill(Node *self, PyObject *type, PyObject *ids, bool latin1)
+static bool node_fill(Node *self, PyObject *type, PyObject *ids)
 {
-    self->latin1 = latin1;
     if (PyUnicode_Check(type)) {
         for (size_t i = 0; i < sizeof PRIMITIVES / sizeof *PRIMITIVES; i++)
             if (node_is(type, PRIMITIVES[i].name)) {
@@ -440,23 +506,23 @@ static bool node_fill(Node *self, PyObject *type, PyObject *ids, bool latin1)
         return no_type(type);
     if (node_is(head, "list")) {
         self->kind = node_is(first, "u8") ? T_BYTES : K_LIST;
-        return self->kind == T_BYTES || (node_children(self, 1) && node_child(self, 0, first, ids, latin1));
+        return self->kind == T_BYTES || (node_children(self, 1) && node_child(self, 0, first, ids));
     }
     if (node_is(head, "option")) {
         self->kind = K_OPTION;
-        return node_children(self, 1) && node_child(self, 0, first, ids, latin1);
+        return node_children(self, 1) && node_child(self, 0, first, ids);
     }
     if (node_is(head, "result")) {
         self->kind = K_RESULT;
-        return node_children(self, 2) && node_child(self, 0, first, ids, latin1) &&
-               node_child(self, 1, PyTuple_GET_ITEM(type, 2), ids, latin1);
+        return node_children(self, 2) && node_child(self, 0, first, ids) &&
+               node_child(self, 1, PyTuple_GET_ITEM(type, 2), ids);
     }
     if (node_is(head, "tuple")) {
         self->kind = K_TUPLE;
         if (!node_children(self, size_of(first)))
             return false;
         for (Py_ssize_t i = 0; i < self->n; i++)
-            if (!node_child(self, i, PyTuple_GET_ITEM(first, i), ids, latin1))
+            if (!node_child(self, i, PyTuple_GET_ITEM(first, i), ids))
                 return false;
         return true;
     }
@@ -475,16 +541,16 @@ static bool node_fill(Node *self, PyObject *type, PyObject *ids, bool latin1)
     self->kind = record ? K_RECORD : variant ? K_VARIANT : node_is(head, "enum") ? K_ENUM : K_FLAGS;
     if (self->kind == K_FLAGS && !node_is(head, "flags"))
         return no_type(type);
-    return node_named(self, first, record || variant, ids, latin1);
+    return node_named(self, first, record || variant, ids);
 }
 
-static Node *node_of(PyObject *type, PyObject *ids, bool latin1)
+static Node *node_of(PyObject *type, PyObject *ids)
 {
     Node *self = PyObject_New(Node, &NodeType);
     if (self == NULL)
         return NULL;
     memset((char *)self + sizeof(PyObject), 0, sizeof *self - sizeof(PyObject));
-    if (!node_fill(self, type, ids, latin1))
+    if (!node_fill(self, type, ids))
         Py_CLEAR(self);
     return self;
 }
@@ -508,9 +574,9 @@ static PyTypeObject NodeType = {
 
 static PyObject *node(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n)
 {
-    if (!n_arguments("node", n, 3))
+    if (!n_arguments("node", n, 2))
         return NULL;
-    return (PyObject *)node_of(args[0], args[1], args[2] == Py_True);
+    return (PyObject *)node_of(args[0], args[1]);
 }
 
 /* --- from wasm to Python ------------------------------------------------------------------------------------------ */
@@ -522,37 +588,6 @@ static PyObject *mismatch(void)
                         "the component imports a function of this host with other types than the interface has; "
                         "build it against the published WIT");
     return NULL;
-}
-
-/* Latin-1 characters, as UTF-8: what a byte list comes as where the component was compiled so. */
-static PyObject *bytes_of_latin1(const name_t *text)
-{
-    PyObject *made = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)text->size);
-    if (made == NULL)
-        return NULL;
-    uint8_t *to = (uint8_t *)PyBytes_AS_STRING(made);
-    const uint8_t *from = (const uint8_t *)text->data, *end = from + text->size;
-    while (from < end) {
-        uint64_t word;
-        if (end - from >= 8 && (memcpy(&word, from, 8), (word & 0x8080808080808080u) == 0)) {
-            memcpy(to, from, 8);
-            from += 8;
-            to += 8;
-        } else if (*from < 0x80) {
-            *to++ = *from++;
-        } else {
-            if ((*from & 0xfe) != 0xc2 || end - from < 2) { /* over U+00FF: no byte */
-                Py_DECREF(made);
-                return mismatch();
-            }
-            *to++ = (uint8_t)((from[0] << 6) | (from[1] & 0x3f));
-            from += 2;
-        }
-    }
-    Py_ssize_t length = (Py_ssize_t)((char *)to - PyBytes_AS_STRING(made));
-    if (length != (Py_ssize_t)text->size)
-        _PyBytes_Resize(&made, length);
-    return made;
 }
 
 static PyObject *resource_of(Handles *handles, void *context, const Node *node, void *any)
@@ -658,8 +693,6 @@ static PyObject *lift_flags(const Node *node, const value_t *value)
 
 static PyObject *lift_bytes(const value_t *value)
 {
-    if (value->kind == K_STRING)
-        return bytes_of_latin1(&value->of.name);
     if (value->kind != K_LIST)
         return mismatch();
     size_t n = value->of.values.size;
@@ -740,39 +773,18 @@ static bool lower_text(name_t *out, PyObject *text)
     return true;
 }
 
-static bool lower_bytes(const Node *node, PyObject *object, value_t *out)
+static bool lower_bytes(PyObject *object, value_t *out)
 {
     Py_buffer view;
     if (PyObject_GetBuffer(object, &view, PyBUF_SIMPLE) < 0)
         return false;
     const uint8_t *from = view.buf;
     size_t n = (size_t)view.len;
-    if (node->latin1) {
-        size_t n_high = 0;
-        for (size_t i = 0; i < n; i++)
-            n_high += from[i] >> 7;
-        out->kind = K_STRING;
-        wasmtime.bytes_new(&out->of.name, n + n_high);
-        uint8_t *to = (uint8_t *)out->of.name.data;
-        if (n_high == 0) {
-            memcpy(to, from, n);
-        } else {
-            for (size_t i = 0; i < n; i++) {
-                if (from[i] < 0x80) {
-                    *to++ = from[i];
-                } else {
-                    *to++ = 0xc0 | (from[i] >> 6);
-                    *to++ = 0x80 | (from[i] & 0x3f);
-                }
-            }
-        }
-    } else {
-        out->kind = K_LIST;
-        wasmtime.list_new(&out->of.values, n);
-        for (size_t i = 0; i < n; i++) {
-            out->of.values.data[i].kind = K_U8;
-            out->of.values.data[i].of.u8 = from[i];
-        }
+    out->kind = K_LIST;
+    wasmtime.list_new(&out->of.values, n);
+    for (size_t i = 0; i < n; i++) {
+        out->of.values.data[i].kind = K_U8;
+        out->of.values.data[i].of.u8 = from[i];
     }
     PyBuffer_Release(&view);
     return true;
@@ -931,7 +943,7 @@ static bool lower(Handles *handles, void *context, const Node *node, PyObject *o
 {
     memset(out, 0, sizeof *out);
     switch (node->kind) {
-    case T_BYTES: return lower_bytes(node, object, out);
+    case T_BYTES: return lower_bytes(object, out);
     case T_OWN:
     case T_BORROW: return lower_resource(handles, context, node, object, out);
     case K_BOOL: out->of.boolean = PyObject_IsTrue(object) == 1; break;
@@ -1022,6 +1034,7 @@ typedef struct function {
     Node *params[MAX_PARAMS];
     Node *result;
     int n_params;
+    size_t room; /* which of the reallocs makes room for the bytes that it returns, from 1; 0: none */
 } function_t;
 
 static PyObject *take_exception(void)
@@ -1041,12 +1054,18 @@ static PyObject *take_exception(void)
 }
 
 /* The exception that is set becomes the guest's failure. */
-static void *fail(Handles *handles)
+static void set_failure(Handles *handles)
 {
     PyObject *failure = take_exception();
     if (PyObject_SetAttr(handles->guest, str_failure, failure) < 0)
         PyErr_WriteUnraisable(handles->guest);
     Py_XDECREF(failure);
+}
+
+/* The same, and the error that ends its call. */
+static void *fail(Handles *handles)
+{
+    set_failure(handles);
     return wasmtime.error_new("host");
 }
 
@@ -1080,20 +1099,125 @@ static bool declared(Handles *handles, void *context, const function_t *function
     return ok;
 }
 
+/* false and an exception: it is not */
+static bool store_is_known(Handles *handles)
+{
+    if (handles->memory[0] == 0) { /* its component is still being instantiated */
+        PyObject *store = PyObject_CallMethodNoArgs(handles->guest, str_store_number);
+        if (store == NULL)
+            return false;
+        handles->memory[0] = PyLong_AsUnsignedLongLong(store);
+        Py_DECREF(store);
+    }
+    return !PyErr_Occurred();
+}
+
+/* Begin to make room in the guest for what a host function answered; false and an exception if that can't be. */
+static bool begin_room(Handles *handles, void *context, const function_t *function, PyObject *answer)
+{
+    static const uint32_t ALIGNMENT = 1;
+    uint64_t *instance = handles->reallocs[function->room - 1].instance;
+    const char *name = handles->reallocs[function->room - 1].name;
+    extern_t *realloc = &handles->room_realloc; /* the call keeps its address */
+    if (!store_is_known(handles) || PyObject_GetBuffer(answer, &handles->room_view, PyBUF_SIMPLE) < 0)
+        return false;
+    instance[0] = handles->memory[0];
+    if ((uint64_t)handles->room_view.len > UINT32_MAX ||
+        !wasmtime.export_get(context, instance, name, strlen(name), realloc) || realloc->kind != EXTERN_FUNC) {
+        PyBuffer_Release(&handles->room_view);
+        return mismatch() != NULL;
+    }
+    const uint32_t args[4] = {0, 0, ALIGNMENT, (uint32_t)handles->room_view.len};
+    for (int i = 0; i < 4; i++) {
+        handles->room_args[i].kind = CORE_I32;
+        handles->room_args[i].of.i32 = args[i];
+    }
+    handles->room_trap = handles->room_error = NULL;
+    handles->room = wasmtime.core_call(context, realloc->of, handles->room_args, 4, handles->room_at, 1,
+                                       &handles->room_trap, &handles->room_error);
+    return true;
+}
+
+/* Give up the call that makes room, done or not; false: it failed, *message* (the caller's, if any) says how. */
+static bool end_room(Handles *handles, name_t *message)
+{
+    wasmtime.future_delete(handles->room);
+    handles->room = NULL;
+    void *error = handles->room_error, *trap = handles->room_trap;
+    handles->room_error = handles->room_trap = NULL;
+    if (error != NULL) {
+        wasmtime.error_message(error, message);
+        wasmtime.error_delete(error);
+    } else if (trap != NULL) {
+        wasmtime.trap_message(trap, message);
+        wasmtime.trap_delete(trap);
+    }
+    return error == NULL && trap == NULL;
+}
+
+/* Let go of what was to be put into the room; takes the GIL, which may be held. */
+static void release_view(Handles *handles)
+{
+    PyGILState_STATE gil = PyGILState_Ensure();
+    PyBuffer_Release(&handles->room_view);
+    PyGILState_Release(gil);
+}
+
+/* A host call that is over without a result makes its guest trap, since all these functions have one. */
+static void room_failed(Handles *handles, const name_t *message)
+{
+    PyGILState_STATE gil = PyGILState_Ensure();
+    Py_ssize_t n = (Py_ssize_t)message->size;
+    while (n > 0 && message->data[n - 1] == 0) /* a trap's */
+        n--;
+    PyObject *text = PyUnicode_DecodeUTF8(message->data, n, "replace");
+    PyObject *none = text == NULL ? NULL : PyObject_CallMethodOneArg(handles->guest, str_room_failed, text);
+    if (none == NULL)
+        set_failure(handles);
+    Py_XDECREF(none);
+    Py_XDECREF(text);
+    PyGILState_Release(gil);
+}
+
+/* Go on making room, without the GIL: whether it is done, and the host call has its result or failed. */
+static bool make_room(Handles *handles, void *context, value_t *results)
+{
+    static char BEYOND[] = "the guest's cabi_realloc returned an address that is beyond the end of its memory";
+    if (!wasmtime.future_poll(handles->room))
+        return false;
+    name_t message;
+    if (!end_room(handles, &message)) {
+        room_failed(handles, &message);
+        wasmtime.bytes_delete(&message);
+        release_view(handles);
+        return true;
+    }
+    uint64_t at = handles->room_at[0].of.i32, size = (uint64_t)handles->room_view.len;
+    if (at + size > wasmtime.memory_data_size(context, handles->memory)) { /* which may have grown */
+        room_failed(handles, &(name_t){sizeof BEYOND - 1, BEYOND});
+    } else {
+        memcpy(wasmtime.memory_data(context, handles->memory) + at, handles->room_view.buf, size);
+        value_t payload = {.kind = K_TUPLE};
+        wasmtime.tuple_new(&payload.of.values, 2);
+        memset(payload.of.values.data, 0, 2 * sizeof payload);
+        payload.of.values.data[0].kind = payload.of.values.data[1].kind = K_U32;
+        payload.of.values.data[0].of.u32 = (uint32_t)at;
+        payload.of.values.data[1].of.u32 = (uint32_t)size;
+        results->kind = K_RESULT;
+        results->of.result.is_ok = true;
+        results->of.result.payload = wasmtime.value_new(&payload);
+    }
+    release_view(handles);
+    return true;
+}
+
 /* Bytes that a function takes by address and size, see precompile/bytelists.py. */
 static PyObject *bytes_at(Handles *handles, void *context, const value_t *args)
 {
     if (args[0].kind != K_U32 || args[1].kind != K_U32 || handles->memory[1] == 0)
         return mismatch();
-    if (handles->memory[0] == 0) { /* its component is still being instantiated */
-        PyObject *store = PyObject_CallMethodNoArgs(handles->guest, str_store_number);
-        if (store == NULL)
-            return NULL;
-        handles->memory[0] = PyLong_AsUnsignedLongLong(store);
-        Py_DECREF(store);
-        if (PyErr_Occurred())
-            return NULL;
-    }
+    if (!store_is_known(handles))
+        return NULL;
     uint64_t at = args[0].of.u32, size = args[1].of.u32;
     if (size == 0)
         return PyBytes_FromStringAndSize(NULL, 0);
@@ -1112,6 +1236,10 @@ static PyObject *called(Handles *handles, void *context, const function_t *funct
     PyObject *argv[MAX_PARAMS + 2], **to = argv + 1, *answer = NULL; /* argv[0] is vectorcall's to use */
     int n = 1;
 
+    if (handles->room != NULL) { /* as the engine has it where it asks for room by itself */
+        PyErr_SetString(trap_error, "the guest calls the host from its cabi_realloc, which must only make room");
+        return NULL;
+    }
     int last = function->n_params;
     bool by_address = last > 0 && (int)n_args == last + 1 && function->params[last - 1]->kind == T_BYTES;
     if (((int)n_args != last && !by_address) || n_results != (function->result == NULL ? 0 : 1))
@@ -1154,32 +1282,61 @@ static bool ready(void *Py_UNUSED(env))
     return true;
 }
 
-/* A host call that waited goes on: whether it is done. */
+/* Whether what the function answered goes to room in the guest that is to be made first. */
+static bool needs_room(const Handles *handles, const function_t *function, PyObject *answer)
+{
+    return answer != NULL && function->room > 0 && handles->reallocs[function->room - 1].instance[1] != 0;
+}
+
+/* A host call that waited, or whose bytes need room in the guest, goes on: whether it is done. */
 static bool resume(void *env)
 {
     Handles *handles = env;
     const function_t *function = handles->waiting;
     if (function == NULL)
         return true; /* it was done before */
-    PyGILState_STATE gil = PyGILState_Ensure();
-    PyObject *answer = PyObject_CallMethodNoArgs(handles->guest, str_settled);
-    bool done = answer != Py_NotImplemented;
-    if (done) {
-        void *context = handles->waiting_context;
-        handles->waiting = NULL;
-        if (answer == NULL ? !declared(handles, context, function, handles->waiting_results)
-                           : !answered(handles, context, function, answer, handles->waiting_results))
-            *handles->waiting_error = fail(handles);
+    void *context = handles->waiting_context;
+    value_t *results = handles->waiting_results;
+    if (handles->room == NULL) {
+        PyGILState_STATE gil = PyGILState_Ensure();
+        PyObject *answer = PyObject_CallMethodNoArgs(handles->guest, str_settled);
+        bool goes_on = answer == Py_NotImplemented;
+        if (!goes_on) {
+            bool room = needs_room(handles, function, answer);
+            bool ok;
+            if (room)
+                ok = goes_on = begin_room(handles, context, function, answer);
+            else
+                ok = answer == NULL ? declared(handles, context, function, results)
+                                    : answered(handles, context, function, answer, results);
+            if (!ok)
+                set_failure(handles); /* without a result: the guest traps */
+        }
+        Py_XDECREF(answer);
+        PyGILState_Release(gil);
+        if (handles->room == NULL) {
+            if (!goes_on)
+                handles->waiting = NULL;
+            return !goes_on;
+        }
     }
-    Py_XDECREF(answer);
-    PyGILState_Release(gil);
-    return done;
+    if (!make_room(handles, context, results))
+        return false;
+    handles->waiting = NULL;
+    return true;
 }
 
 /* The engine gave up a host call that waited, or it is done: where its results were to go is gone. */
 static void forget(void *env)
 {
-    ((Handles *)env)->waiting = NULL;
+    Handles *handles = env;
+    name_t message;
+    if (handles->room != NULL) {
+        if (!end_room(handles, &message))
+            wasmtime.bytes_delete(&message);
+        release_view(handles);
+    }
+    handles->waiting = NULL;
 }
 
 static void host_call_async(void *env, void *context, void *Py_UNUSED(type), value_t *args, size_t n_args,
@@ -1193,28 +1350,34 @@ static void host_call_async(void *env, void *context, void *Py_UNUSED(type), val
     continuation->env = NULL;
     continuation->finalizer = NULL;
     PyObject *answer = called(handles, context, function, args, n_args, n_results);
-    if (answer != NULL && Py_TYPE(answer)->tp_as_async != NULL && Py_TYPE(answer)->tp_as_async->am_await != NULL) {
-        PyObject *none = NULL;
-        if (handles->waiting != NULL)
+    bool waits =
+        answer != NULL && Py_TYPE(answer)->tp_as_async != NULL && Py_TYPE(answer)->tp_as_async->am_await != NULL;
+    bool ok;
+    if (waits || needs_room(handles, function, answer)) {
+        if (handles->waiting != NULL) {
             PyErr_SetString(trap_error, "the guest waits in two calls of the host at once; await one after the other");
-        else
-            none = PyObject_CallMethodOneArg(handles->guest, str_suspend, answer);
-        if (none == NULL) {
-            *error = fail(handles);
+            ok = false;
+        } else if (waits) {
+            PyObject *none = PyObject_CallMethodOneArg(handles->guest, str_suspend, answer);
+            ok = none != NULL;
+            Py_XDECREF(none);
         } else {
-            Py_DECREF(none);
+            ok = begin_room(handles, context, function, answer);
+        }
+        if (ok) {
             continuation->callback = resume;
             continuation->env = handles;
             continuation->finalizer = forget;
             handles->waiting = function;
             handles->waiting_results = results;
             handles->waiting_context = context;
-            handles->waiting_error = error;
         }
-    } else if (answer == NULL ? !declared(handles, context, function, results)
-                              : !answered(handles, context, function, answer, results)) {
-        *error = fail(handles);
+    } else {
+        ok = answer == NULL ? declared(handles, context, function, results)
+                            : answered(handles, context, function, answer, results);
     }
+    if (!ok)
+        *error = fail(handles);
     Py_XDECREF(answer);
     PyGILState_Release(gil);
 }
@@ -1253,9 +1416,12 @@ static void function_delete(PyObject *capsule)
 /* See values.host_function. */
 static PyObject *host_function(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n)
 {
-    if (!n_arguments("host_function", n, 4))
+    if (!n_arguments("host_function", n, 5))
         return NULL;
-    bool ok = PyTuple_Check(args[1]) && PyTuple_GET_SIZE(args[1]) <= MAX_PARAMS;
+    size_t room = PyLong_AsSize_t(args[4]);
+    if (PyErr_Occurred())
+        return NULL;
+    bool ok = room <= MAX_ROOMS && PyTuple_Check(args[1]) && PyTuple_GET_SIZE(args[1]) <= MAX_PARAMS;
     for (Py_ssize_t i = 0; ok && i < PyTuple_GET_SIZE(args[1]); i++)
         ok = Py_IS_TYPE(PyTuple_GET_ITEM(args[1], i), &NodeType);
     if (!ok || (args[2] != Py_None && !Py_IS_TYPE(args[2], &NodeType))) {
@@ -1275,6 +1441,7 @@ static PyObject *host_function(PyObject *Py_UNUSED(module), PyObject *const *arg
         function_free(function);
         return NULL;
     }
+    function->room = room;
     void *callback = args[3] == Py_True ? (void *)host_call_async : (void *)host_call;
     return Py_BuildValue("NNN", PyLong_FromVoidPtr(callback), PyLong_FromVoidPtr(function), keep);
 }
@@ -1386,7 +1553,7 @@ PyMODINIT_FUNC PyInit__values(void)
     } STRINGS[] = {
         {&str_failure, "failure"}, {&str_value, "value"},     {&str_drop, "drop"},
         {&str_suspend, "suspend"}, {&str_settled, "settled"}, {&str_store_number, "store_number"},
-        {&str_ok, "ok"},           {&str_err, "err"},
+        {&str_ok, "ok"},           {&str_err, "err"},         {&str_room_failed, "room_failed"},
     };
     for (size_t i = 0; i < sizeof STRINGS / sizeof *STRINGS; i++)
         if ((*STRINGS[i].at = PyUnicode_InternFromString(STRINGS[i].text)) == NULL)

@@ -10,41 +10,39 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from faas.errors import ArtifactTamperedError, GuestTrapError, UnknownImportsError
+from faas.errors import ArtifactTamperedError, FaasError, GuestTrapError
 from faas.wasi import wit
 from faas.wasi.p2.resources import ComponentFunction, WitError
 from faas.wasm import calls, capi
-from faas.wasm.engine import CORE_INSTANCES_PER_COMPONENT, LATIN1_EXPORT, MEMORY_EXPORT
-from faas.wasm.fiber import Fiber, first_line
+from faas.wasm.engine import (
+    BYTES_RETURNED,
+    CORE_INSTANCES_PER_COMPONENT,
+    MAX_ROOMS,
+    MEMORY_EXPORT,
+    ROOM_EXPORT,
+    ROOM_MAKERS,
+    room_function,
+)
+from faas.wasm.fiber import QUICK_NS, Fiber, first_line, trapped
 from faas.wasm.template import Template
 
 MAX_HANDLES: Final = 10_000
 """How many handles one guest may hold at once; each stands for an object of ours."""
-LATIN1_INTERFACES: Final = frozenset(("wasi:io/streams",))
-"""Where a component may take byte lists as Latin-1 text (``precompile/bytelists.py``)."""
 
 
 class ComponentLinker:
     """
     Every interface of this host, ready for components to be linked with; lives as long as its runtime.
 
-    Args: *functions* maps WIT interfaces (``faas.wasi.wit``) to what is implemented of them; *latin1* says how the
-    components that it is for were compiled.
+    Args: *functions* maps WIT interfaces (``faas.wasi.wit``) to what is implemented of them.
     """
 
-    def __init__(
-        self,
-        engine: int,
-        functions: Mapping[str, Mapping[str, ComponentFunction]],
-        into: ModuleType,
-        *,
-        latin1: bool,
-    ) -> None:
+    def __init__(self, engine: int, functions: Mapping[str, Mapping[str, ComponentFunction]], into: ModuleType) -> None:
         self._values = into
         self.pointer: int = capi.component_linker_new(engine)
         self._keep: list[Any] = []
@@ -58,14 +56,12 @@ class ComponentLinker:
         root = capi.component_linker_root(self.pointer)
         for name, interface in known.items():
             if name not in wit.EXPORTED:
-                self._add(root, interface, functions.get(name, {}), latin1=latin1 and name in LATIN1_INTERFACES)
+                self._add(root, interface, functions.get(name, {}))
         capi.component_linker_instance_delete(root)
         self.request = self.node(("own", "wasi:http/types#incoming-request"))
         self.outparam = self.node(("own", "wasi:http/types#response-outparam"))
 
-    def _add(
-        self, root: int, interface: wit.Interface, functions: Mapping[str, ComponentFunction], *, latin1: bool
-    ) -> None:
+    def _add(self, root: int, interface: wit.Interface, functions: Mapping[str, ComponentFunction]) -> None:
         name = interface.name if "@" in interface.name else f"{interface.name}@{interface.version}"
         at = ctypes.c_void_p()
         _check(capi.component_linker_add_instance(root, name.encode(), len(name.encode()), at))
@@ -76,13 +72,17 @@ class ComponentLinker:
             capi.component_resource_type_delete(type_)
         for function_name, function in functions.items():
             declared = interface.functions[function_name]
-            params = tuple(self.node(type_, latin1=latin1) for _, type_ in declared.params)
-            result = None if declared.result is None else self.node(declared.result, latin1=latin1)
-            callback, env, keep = self._values.host_function(function.call, params, result, function.may_suspend)
-            self._keep.append(keep)
-            add = capi.component_linker_add_func_async if function.may_suspend else capi.component_linker_add_func
-            encoded = function_name.encode()
-            _check(add(at.value, encoded, len(encoded), callback, env, None))
+            params = tuple(self.node(type_) for _, type_ in declared.params)
+            result = None if declared.result is None else self.node(declared.result)
+            rooms = range(1, MAX_ROOMS + 1) if (interface.name, function_name) in BYTES_RETURNED else (0,)
+            for room in rooms:
+                # Room is made by a call into the guest, which may run on for longer than its slice.
+                may_suspend = function.may_suspend or room > 0
+                callback, env, keep = self._values.host_function(function.call, params, result, may_suspend, room)
+                self._keep.append(keep)
+                add = capi.component_linker_add_func_async if may_suspend else capi.component_linker_add_func
+                encoded = room_function(function_name, room or 1).encode()
+                _check(add(at.value, encoded, len(encoded), callback, env, None))
         capi.component_linker_instance_delete(at.value)
 
     def _resources_of(self, interface: wit.Interface) -> set[str]:
@@ -102,9 +102,9 @@ class ComponentLinker:
             visit(function.result)
         return keys
 
-    def node(self, type_: wit.Type, *, latin1: bool = False) -> Any:
+    def node(self, type_: wit.Type) -> Any:
         """Return *type_*, prepared for converting values."""
-        return self._values.node(type_, self._ids, latin1)
+        return self._values.node(type_, self._ids)
 
     def close(self) -> None:
         """Free it; its templates must be closed before."""
@@ -114,17 +114,24 @@ class ComponentLinker:
 class ComponentTemplate(Template):
     """A loaded component, ready to be instantiated any number of times; lives until ``close``."""
 
-    __slots__ = ("_component", "handle", "linker", "memory", "run")
+    __slots__ = ("_component", "handle", "linker", "memory", "rooms", "run")
 
-    def __init__(self, component: int, linker: Callable[[bool], ComponentLinker]) -> None:
-        """Args: *linker* returns the linker for components that take byte lists as Latin-1 text, or that do not."""
+    def __init__(self, component: int, linker: ComponentLinker) -> None:
         super().__init__(0, 0)
         self.has_initialize = False
         self._component = component
-        self.linker = linker(self._is_marked(LATIN1_EXPORT))
+        self.linker = linker
         numbers = range(1, CORE_INSTANCES_PER_COMPONENT + 1)
         self.memory = next((number for number in numbers if self._is_marked(f"{MEMORY_EXPORT}{number}")), 0)
         """Which of its core instances has the memory that functions pass bytes of by address; 0: none do."""
+        self.rooms = tuple(
+            (room, number, maker.encode())
+            for room in range(1, MAX_ROOMS + 1 if self.memory else 1)
+            for maker in ROOM_MAKERS
+            for number in numbers
+            if self._is_marked(f"{ROOM_EXPORT}{room}-{maker.replace('_', '-')}{number}")
+        )
+        """Which functions of its core instances make room for bytes that are returned: room, instance and name."""
         self.handle = self._export("wasi:http/incoming-handler", b"handle")
         """The index of ``wasi:http/incoming-handler#handle``, 0 if there is none."""
         self.run = self._export("wasi:cli/run", b"run")
@@ -164,7 +171,7 @@ class ComponentTemplate(Template):
         self.close()
 
 
-def load(engine: int, native: bytes | Path, linker: Callable[[bool], ComponentLinker]) -> ComponentTemplate:
+def load(engine: int, native: bytes | Path, linker: ComponentLinker) -> ComponentTemplate:
     """
     Load native code of a component, as ``Runtime.load`` does for modules.
 
@@ -231,20 +238,27 @@ class ComponentFiber(Fiber):
             raise failed
         return answer
 
+    def room_failed(self, message: str) -> None:
+        """Fail: the guest could not make room for bytes that a host function returned; *message* is the engine's."""
+        if self.failure is None:  # a host function of ours may have failed in there, and says more
+            self.failure = trapped(message, None)
+
     # --- what the gateway uses --------------------------------------------------------------------------------------
 
     async def instantiate(self, template: Any, *, background: bool = False) -> None:
         """As ``Fiber.instantiate``, for a component."""
-        self.component = template
+        self.component = self._template = template
         self._wake_ticker()
         self._must_yield = False
         at = self._at
         if template.memory:
             self._handles.memory_is(0, template.memory)
+            for room in template.rooms:
+                self._handles.room_is(*room)
         future = capi.component_linker_instantiate_async(
             template.linker.pointer, self._context, template.pointer, at + capi.FRAME_INSTANCE, at + capi.FRAME_ERROR
         )
-        await self._ran(self._first_slice(future, now=not background))
+        await self._ended(self._first_slice(future, now=not background))
         self._instantiated = True
         if template.memory:
             self._handles.memory_is(self._frame.instance[0], template.memory)
@@ -273,10 +287,18 @@ class ComponentFiber(Fiber):
         )
         if future is None:
             raise GuestTrapError(f"the component does not export the function {name.decode()!r}; export it, redeploy")
-        await self._ran(self._first_slice(future, now=not background), None if background else name)
+        await self._ended(self._first_slice(future, now=not background), None if background else name)
+        if slow and self.cpu_ns < QUICK_NS:
+            slow.pop(name, None)
         if result is None:
             return None
         return self._values.take_result(self._handles, self._context, result)
+
+    async def _ended(self, began: tuple[int, int, int], name: bytes | None = None) -> None:
+        try:
+            await self._ran(began, name)
+        except _WaitFailedError as exc:
+            raise exc.failure from None
 
     def held(self) -> list[Any]:
         """Return the resources whose handles the guest has not dropped."""
@@ -302,6 +324,14 @@ class ComponentFiber(Fiber):
         return False
 
 
+class _WaitFailedError(Exception):
+    """What a guest waited for failed with an error that ends it: it is not resumed, whatever it waited in."""
+
+    def __init__(self, failure: FaasError) -> None:
+        super().__init__()
+        self.failure = failure
+
+
 class _Settling:
     """Awaits a host function's awaitable and keeps what it comes to; may be dropped before it has begun."""
 
@@ -319,14 +349,11 @@ class _Settling:
             self._fiber._answer = await self._awaitable
         except WitError as error:
             self._fiber._declared = error
+        except FaasError as error:
+            raise _WaitFailedError(error) from None
         return 0
 
 
 def _check(error: int | None) -> None:
     if error:
         raise AssertionError(capi.take_error(error))  # two definitions of one name: a bug of ours
-
-
-def unknown_imports(message: str) -> UnknownImportsError:
-    """Return the error for a component that can't be linked."""
-    return UnknownImportsError(f"the component can't be linked: {first_line(message)}")

@@ -21,19 +21,39 @@ MIB = 1024 * KIB
 
 # Bump when a setting below changes in a way that the fingerprint's own fields don't show, and when precompile makes
 # other modules or components of the same bytes.
-_PROFILE_REVISION = 4
+_PROFILE_REVISION = 5
 GROW_FAILED_EXPORT = b"faas:grow-failed"
 """The global that a compiled module sets when it was refused memory (``precompile/growth.py`` adds it)."""
 BYTES_EXPORTS = "faas:bytes/"
 """How the names begin that a compiled component exports for this host to see (``precompile/bytelists.py``)."""
-LATIN1_EXPORT = BYTES_EXPORTS + "latin1"
-"""Exported where the bytes that ``wasi:io/streams`` hands out are taken as text of Latin-1 characters."""
 MEMORY_EXPORT = BYTES_EXPORTS + "memory"
 """
 The beginning of the name exported where functions take bytes as address and length.
 
 The number that follows says which of the core instances has the memory: in a fresh store the engine counts them from
 1, in the order in which they are made.
+"""
+ROOM_EXPORT = BYTES_EXPORTS + "room"
+"""
+The beginning of the names exported where ``BYTES_RETURNED`` functions return bytes as address and size.
+
+The number of a room follows, from 1, then how the function is called that makes room in the guest's memory (one of
+``ROOM_MAKERS``, with hyphens), then the number of the core instance that exports it: ``room1-cabi-realloc5``.
+"""
+ROOM_MAKERS = ("cabi_realloc", "cabi_import_realloc")
+"""What toolchains call the guest's functions that make room."""
+MAX_ROOMS = 2
+"""How many different ones a component may have: those linked of libraries (Python) have one beside libc's."""
+BYTES_RETURNED = frozenset(
+    {
+        ("wasi:io/streams", "[method]input-stream.read"),
+        ("wasi:io/streams", "[method]input-stream.blocking-read"),
+    }
+)
+"""
+Functions whose result's ok side is a ``list<u8>`` that may be returned as address and size: all of them or none.
+
+Bytes for another room than the first are returned by functions of other names (``room_function``).
 """
 _CPUINFO = Path("/proc/cpuinfo")
 # A limit only, not a reservation: the instance struct grows with functions and globals, and is allocated to size.
@@ -47,6 +67,14 @@ CORE_INSTANCES_PER_COMPONENT = 64
 # As above: a limit only.
 _MAX_COMPONENT_INSTANCE_BYTES = 4 * MIB
 _TABLE_ELEMENT_BYTES = 8
+# Beside a stack for each guest: the calls that make room for returned bytes run on one of their own, nearly always for
+# less than a microsecond. Each is two of the process's mappings, of which it may have some 65,000.
+_MAX_STACKS_FOR_ROOM = 64
+
+
+def room_function(name: str, room: int) -> str:
+    """Return what a ``BYTES_RETURNED`` function is called for components that want its bytes in this room."""
+    return name if room == 1 else f"{name}{room}"
 
 
 class EngineProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -88,7 +116,13 @@ class EngineProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def address_space_bytes(self) -> int:
         """What a pooling engine reserves; reserved is not used, but it must fit the 47-bit address space."""
         tables = TABLES_PER_COMPONENT * self.max_table_elements * _TABLE_ELEMENT_BYTES
-        return self.slots * (self.memory_reservation_bytes + self.memory_guard_bytes + tables + self.async_stack_bytes)
+        memories = self.memory_reservation_bytes + self.memory_guard_bytes
+        return self.slots * (memories + tables) + self.stacks * self.async_stack_bytes
+
+    @property
+    def stacks(self) -> int:
+        """Return how many stacks of guests there are in the pool."""
+        return self.slots + min(self.slots, _MAX_STACKS_FOR_ROOM)
 
 
 def new_engine(profile: EngineProfile, *, pooling: bool) -> Engine:
@@ -194,7 +228,7 @@ def _set_pooling(config: Config, profile: EngineProfile) -> None:
         "total_core_instances": profile.slots * CORE_INSTANCES_PER_COMPONENT,
         "total_memories": profile.slots,
         "total_tables": profile.slots * TABLES_PER_COMPONENT,
-        "total_stacks": profile.slots,
+        "total_stacks": profile.stacks,
         "max_memories_per_module": 1,
         "max_tables_per_module": _TABLES_PER_MODULE,
         "max_memory_size": profile.max_memory_bytes,

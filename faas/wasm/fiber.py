@@ -440,15 +440,10 @@ class Fiber:
             if isinstance(failure, (FaasError, GuestExit)):
                 raise failure
             raise InternalError(f"a host function failed: {failure!r}; this is a bug in the host") from failure
-        if "maximum concurrent" in message:
-            raise OverloadedError("every instance slot of this worker is in use; try again", retry_after_s=1.0)
-        if self.ran_out_of_memory():
+        error = trapped(message, code)
+        if isinstance(error, GuestTrapError) and self.ran_out_of_memory():
             raise self.memory_limit_error(reason_of(message), trace=message)
-        raise GuestTrapError(
-            f"the guest trapped: {reason_of(message)}; 'faas logs' has the backtrace",
-            reason=code.name.lower().replace("_", "-") if code is not None else "host",
-            trace=message,
-        )
+        raise error
 
     def memory_size(self) -> int:
         """Return the size of the guest's memory in bytes, 0 if it has none."""
@@ -497,6 +492,17 @@ def reason_of(message: str) -> str:
         if "wasm trap:" in line:
             return line.split("wasm trap:", 1)[1].strip()
     return lines[-1] if lines else "no reason given"
+
+
+def trapped(message: str, code: capi.TrapCode | None) -> FaasError:
+    """Return the error for a guest that the engine ended with this message."""
+    if "maximum concurrent" in message:
+        return OverloadedError("every instance slot of this worker is in use; try again", retry_after_s=1.0)
+    return GuestTrapError(
+        f"the guest trapped: {reason_of(message)}; 'faas logs' has the backtrace",
+        reason=code.name.lower().replace("_", "-") if code is not None else "host",
+        trace=message,
+    )
 
 
 # --- trampolines: from wasm into Python -----------------------------------------------------------------------------

@@ -56,7 +56,7 @@ class Runtime:
         self._turns = Turns(config.n_guest_threads)
         self._ticker = self._calls.Ticker(self.engine, config.tick_ms / 1000)
         self._values = values.chosen()
-        self._component_linkers: dict[bool, ComponentLinker] = {}  # made when a component is loaded
+        self._component_linker: ComponentLinker | None = None  # made when a component is loaded
         self._linking = threading.Lock()
         for module, functions in (imports if imports is not None else HOST_IMPORTS).items():
             for name, function in functions.items():
@@ -135,17 +135,12 @@ class Runtime:
         Thread: any.
         Raises: ArtifactTamperedError.
         """
-        return components.load(self.engine, native, self._component_linker)
-
-    def _component_linker(self, latin1: bool) -> ComponentLinker:
         with self._linking:
-            linker = self._component_linkers.get(latin1)
-            if linker is None:
+            if self._component_linker is None:
                 from faas.wasm.host import p2  # noqa: PLC0415 - for now
 
-                linker = ComponentLinker(self.engine, p2.FUNCTIONS, self._values, latin1=latin1)
-                self._component_linkers[latin1] = linker
-            return linker
+                self._component_linker = ComponentLinker(self.engine, p2.FUNCTIONS, self._values)
+        return components.load(self.engine, native, self._component_linker)
 
     def component_fiber(
         self,
@@ -195,8 +190,8 @@ class Runtime:
         self._turns.close()
         self._ticker.stop()
         capi.linker_delete(self._linker)
-        for linker in self._component_linkers.values():
-            linker.close()
+        if self._component_linker is not None:
+            self._component_linker.close()
         self._engine_owner.close()
 
 

@@ -29,6 +29,7 @@ from faas.errors import GuestTrapError
 from faas.log import event
 from faas.wasi.p2.resources import WitError
 from faas.wasm import capi
+from faas.wasm.engine import MAX_ROOMS
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ _NO_VALUE = bytes(_VALUE_BYTES)  # false, and nothing to free
 _VEC = struct.Struct("<QQ")
 _RESULT_OF = struct.Struct("<?7xQ")
 _TRAP_TEXT = b"host"
+_MAX_REALLOC_NAME_BYTES = 31
 _FIRST_SURROGATE, _LAST_SURROGATE = "\ud800", "\udfff"
 
 
@@ -87,7 +89,8 @@ class Handles:
     """
 
     __slots__ = (
-        "_args", "_cell", "_free", "_func", "_guest", "_max", "_memory", "_n_args", "_objects", "_result", "_waits",
+        "_args", "_cell", "_free", "_func", "_guest", "_max", "_memory", "_n_args", "_objects", "_reallocs", "_result",
+        "_room", "_waits",
     )  # fmt: skip
 
     def __init__(self, guest: Any, max: int) -> None:
@@ -106,6 +109,8 @@ class Handles:
         self._result = ctypes.create_string_buffer(_VALUE_BYTES)
         self._func = ctypes.create_string_buffer(_VALUE_BYTES)
         self._waits: tuple[Node | None, int, int, int] | None = None
+        self._reallocs: dict[int, tuple[int, bytes]] = {}  # by room: core instance, name
+        self._room: _Room | None = None
         self._memory = (c_uint64 * 3)()  # wasmtime_memory_t: store, core instance (0: not known), which memory
 
     def bind(self, context: int) -> None:
@@ -120,6 +125,17 @@ class Handles:
         ``store_number`` is asked. *number* is that of the core instance with the memory. A wrong one ends the process.
         """
         self._memory[:] = [store, number & 0xFFFFFFFF, 0]
+
+    def room_is(self, room: int, number: int, name: bytes) -> None:
+        """
+        Say which function makes room in the guest's memory for bytes that host functions return.
+
+        Args: *room* is what such host functions were made with; *number* that of the core instance that exports it as
+        *name*, counted as for ``memory_is``, which has to be called as well. A wrong one ends the process.
+        """
+        if not 0 < room <= MAX_ROOMS or len(name) > _MAX_REALLOC_NAME_BYTES:
+            raise ValueError("room_is() takes 1 or 2, a number, and a name of at most 31 bytes")
+        self._reallocs[room] = number & 0xFFFFFFFF, name
 
     def objects(self) -> list[Any]:
         """Return what its handles stand for: what the guest has not dropped, and not given away."""
@@ -166,14 +182,46 @@ class Handles:
         self._free.append(number)
         return object_
 
+    def _set_failure(self, failure: BaseException) -> None:
+        _object_in(self._guest).failure = failure
+
     def _fail(self, failure: BaseException) -> int:
         """Make *failure* the guest's, and return the error that ends its call."""
-        _object_in(self._guest).failure = failure
+        self._set_failure(failure)
         error: int = capi.error_new(_TRAP_TEXT)
         return error
 
 
 _FREE: Final = object()
+
+
+class _Room:
+    """The call that makes room in the guest for *content*, and where its arguments and results are."""
+
+    __slots__ = ("_failures", "_future", "_realloc", "_values", "content")
+
+    def __init__(self, context: int, realloc: capi.Extern, content: bytes) -> None:
+        self.content = content
+        self._realloc = realloc  # the call keeps its address
+        self._values = (capi.Val * 5)()
+        for value, number in zip(self._values, (0, 0, 1, len(content)), strict=False):  # no old one; alignment; size
+            value.kind, value.i64 = capi.I32, number
+        self._failures = (c_void_p * 2)()  # trap, error
+        values, failures = ctypes.addressof(self._values), ctypes.addressof(self._failures)
+        answer = values + 4 * ctypes.sizeof(capi.Val)
+        func = ctypes.addressof(realloc) + capi.Extern.of.offset
+        self._future: int = capi.func_call_async(context, func, values, 4, answer, 1, failures, failures + 8)
+
+    def poll(self) -> bool:
+        return bool(capi.call_future_poll(self._future))
+
+    def take(self) -> tuple[int, str | None]:
+        """Give up the call, done or not; return the address and None, or what it failed with."""
+        capi.call_future_delete(self._future)
+        trap, error = self._failures
+        if error:
+            return 0, capi.take_error(error)
+        return self._values[4].i64 & 0xFFFFFFFF, capi.take_trap(trap)[1] if trap else None
 
 
 def _object_in(cell: c_void_p) -> Any:
@@ -327,20 +375,15 @@ class _String(Node):
 
 
 class _Bytes(Node):
-    """``list<u8>``: a list of u8, or text with a Latin-1 character for each byte, as the component was compiled."""
+    """``list<u8>``."""
 
     __slots__ = ()
 
-    def lift(self, handles: Handles, context: int, at: int) -> bytes:
-        kind = ctypes.c_uint8.from_address(at).value
-        if kind == _STRING:
-            try:
-                return _text_at(at + _OF).decode().encode("latin-1")
-            except UnicodeEncodeError:
-                raise _mismatch() from None
-        if kind != _LIST:
-            raise _mismatch()
-        size, data = _vec_at(at + _OF)
+    def __init__(self) -> None:
+        super().__init__(_LIST)
+
+    def lift_of(self, handles: Handles, context: int, at: int) -> bytes:
+        size, data = _vec_at(at)
         if size == 0:
             return b""
         if ctypes.c_uint8.from_address(data).value != _U8:
@@ -349,9 +392,6 @@ class _Bytes(Node):
 
     def lower_of(self, handles: Handles, context: int, object_: Any, at: int) -> None:
         content = bytes(memoryview(object_))
-        if self.kind == _STRING:
-            _write_text(at + _OF, content.decode("latin-1").encode())
-            return
         capi.value_list_new(at + _OF, len(content))
         values = bytearray(len(content) * _VALUE_BYTES)
         values[::_VALUE_BYTES] = bytes((_U8,)) * len(content)
@@ -620,6 +660,7 @@ def _lower_payload(handles: Handles, context: int, node_: Node | None, object_: 
     return made
 
 
+_MAX_U32 = 2**32 - 1
 _PRIMITIVES: Final[Mapping[str, Node]] = {
     "bool": _Bool(_BOOL),
     "s8": _Integer(_S8, ctypes.c_int8),
@@ -637,12 +678,14 @@ _PRIMITIVES: Final[Mapping[str, Node]] = {
 }
 
 
-def node(type: Any, ids: Mapping[str, int], latin1: bool) -> Node:
+_ADDRESS_AND_SIZE: Final = _Result(_Tuple((_PRIMITIVES["u32"], _PRIMITIVES["u32"])), None)
+
+
+def node(type: Any, ids: Mapping[str, int]) -> Node:
     """
     Return a WIT type (``faas.wasi.wit.Type``), prepared for converting values.
 
-    Args: *ids* are the numbers of the resource types in the linker, by their WIT keys; *latin1* says that byte lists
-    go to the component as Latin-1 text.
+    Args: *ids* are the numbers of the resource types in the linker, by their WIT keys.
     Raises: TypeError for what is no type, LookupError for an unknown resource.
     """
     if isinstance(type, str) and type in _PRIMITIVES:
@@ -652,19 +695,19 @@ def node(type: Any, ids: Mapping[str, int], latin1: bool) -> Node:
     head, of = type[:2]
 
     def part(inner: Any) -> Node | None:
-        return None if inner is None else node(inner, ids, latin1)
+        return None if inner is None else node(inner, ids)
 
     match head:
         case "list":
-            return _Bytes(_STRING if latin1 else _LIST) if of == "u8" else _List(node(of, ids, latin1))
+            return _Bytes() if of == "u8" else _List(node(of, ids))
         case "option":
-            return _Option(node(of, ids, latin1))
+            return _Option(node(of, ids))
         case "result":
             return _Result(part(of), part(type[2]))
         case "tuple":
-            return _Tuple(tuple(node(inner, ids, latin1) for inner in of))
+            return _Tuple(tuple(node(inner, ids) for inner in of))
         case "record":
-            return _Record(_names(name for name, _ in of), tuple(node(inner, ids, latin1) for _, inner in of))
+            return _Record(_names(name for name, _ in of), tuple(node(inner, ids) for _, inner in of))
         case "variant":
             names = _names(name for name, _ in of)
             return _Variant(tuple(zip(names, (part(inner) for _, inner in of), strict=True)))
@@ -691,7 +734,7 @@ def _names(names: Iterable[Any]) -> tuple[str, ...]:
 
 
 def host_function(
-    call: Callable[..., Any], params: tuple[Node, ...], result: Node | None, may_suspend: bool
+    call: Callable[..., Any], params: tuple[Node, ...], result: Node | None, may_suspend: bool, room: int
 ) -> tuple[int, int | None, Any]:
     """
     Return the C callback of a host function, its environment, and what to keep as long as the linker.
@@ -700,12 +743,58 @@ def host_function(
     ``ok`` of it, and a WitError that it raises the ``err``. What else it raises becomes the guest's ``failure``, and
     ends its call. With *may_suspend*, for ``add_func_async``, it may answer an awaitable instead: that goes to the
     guest's ``suspend``, and ``settled`` tells what came of it, or raises that; NotImplemented: it isn't done.
+    *room*, for functions with *may_suspend* whose ``ok`` is bytes: which realloc of the guest's makes room for them, if
+    ``Handles.room_is`` told of it; the component declares a tuple of two u32 there then. 0: none.
     """
-    fits = isinstance(params, tuple) and len(params) <= MAX_PARAMS and all(isinstance(node_, Node) for node_ in params)
+    fits = 0 <= room <= MAX_ROOMS and isinstance(params, tuple) and len(params) <= MAX_PARAMS
+    fits = fits and all(isinstance(node_, Node) for node_ in params)
     if not fits or not isinstance(result, Node | None):
         raise TypeError("host_function() takes a tuple of at most 12 nodes, and a node or None")
-    made = _suspending(call, params, result) if may_suspend else _plain(call, params, result)
+    made = _suspending(call, params, result, room) if may_suspend else _plain(call, params, result)
     return ctypes.cast(made, c_void_p).value or 0, None, made
+
+
+def _store_of(handles: Handles) -> int:
+    if not handles._memory[0]:  # its component is still being instantiated
+        handles._memory[0] = _object_in(handles._guest).store_number()
+    return handles._memory[0]
+
+
+def _begin_room(handles: Handles, context: int, room: int, answer: Any) -> None:
+    """Begin to make room in the guest for what a host function answered."""
+    number, name = handles._reallocs[room]
+    content = bytes(memoryview(answer))
+    instance, realloc = (c_uint64 * 2)(_store_of(handles), number), capi.Extern()
+    at = ctypes.addressof(realloc)
+    found = capi.instance_export_get(context, ctypes.addressof(instance), name, len(name), at)
+    if len(content) > _MAX_U32 or not found or realloc.kind != capi.EXTERN_FUNC:
+        raise _mismatch()
+    handles._room = _Room(context, realloc, content)
+
+
+def _make_room(handles: Handles, context: int, results: int) -> bool:
+    """Go on making room: whether it is done, and the host call has its result or failed."""
+    room = handles._room
+    assert room is not None
+    if not room.poll():
+        return False
+    handles._room = None
+    at, failure = room.take()
+    memory, size = ctypes.addressof(handles._memory), len(room.content)
+    if failure is None and at + size > capi.memory_data_size(context, memory):
+        failure = "the guest's cabi_realloc returned an address that is beyond the end of its memory"
+    if failure is not None:
+        _object_in(handles._guest).room_failed(failure)
+    else:
+        ctypes.memmove(capi.memory_data(context, memory) + at, room.content, size)
+        _ADDRESS_AND_SIZE.lower_as(handles, context, True, (at, size), results)
+    return True
+
+
+def _forget_room(handles: Handles) -> None:
+    room, handles._room = handles._room, None
+    if room is not None:
+        room.take()
 
 
 def _bytes_at(handles: Handles, context: int, args: int) -> bytes:
@@ -714,8 +803,7 @@ def _bytes_at(handles: Handles, context: int, args: int) -> bytes:
     memory = ctypes.addressof(handles._memory)
     if kinds != {_U32} or not handles._memory[1]:
         raise _mismatch()
-    if not handles._memory[0]:
-        handles._memory[0] = _object_in(handles._guest).store_number()
+    _store_of(handles)
     at, size = (ctypes.c_uint32.from_address(args + i * _VALUE_BYTES + _OF).value for i in (0, 1))
     if not size:
         return b""
@@ -732,6 +820,8 @@ def _called(  # noqa: PLR0917 - as in C
     args: int,
     n_args: int,
 ) -> Any:
+    if handles._room is not None:  # as the engine has it where it asks for room by itself
+        raise GuestTrapError("the guest calls the host from its cabi_realloc, which must only make room")
     by_address = n_args == len(params) + 1 and isinstance(params[-1], _Bytes) if params else False
     if n_args != len(params) and not by_address:
         raise _mismatch()
@@ -785,7 +875,7 @@ def _plain(call: Callable[..., Any], params: tuple[Node, ...], result: Node | No
     return capi.ComponentCallback(callback)
 
 
-def _suspending(call: Callable[..., Any], params: tuple[Node, ...], result: Node | None) -> Any:
+def _suspending(call: Callable[..., Any], params: tuple[Node, ...], result: Node | None, room: int) -> Any:
     n_wanted = 0 if result is None else 1
 
     def callback(  # noqa: PLR0917 - wasmtime's
@@ -810,15 +900,19 @@ def _suspending(call: Callable[..., Any], params: tuple[Node, ...], result: Node
             except WitError as error:
                 _declared(handles, context, result, error, results)
                 return
-            if not hasattr(type(answer), "__await__"):
+            waits, room_of = hasattr(type(answer), "__await__"), room if room in handles._reallocs else 0
+            if not waits and not room_of:
                 _answered(handles, context, result, answer, results)
                 return
             if handles._waits is not None:
                 raise GuestTrapError("the guest waits in two calls of the host at once; await one after the other")
-            _object_in(handles._guest).suspend(answer)
+            if waits:
+                _object_in(handles._guest).suspend(answer)
+            else:
+                _begin_room(handles, context, room_of, answer)
             slot.callback, slot.finalizer = _RESUME_AT, _FORGET_AT
             slot.env = ctypes.addressof(handles._cell)
-            handles._waits = result, context, results, ctypes.addressof(error_at.contents)
+            handles._waits = result, room_of, context, results
         except BaseException as exc:
             error_at.contents.value = handles._fail(exc)
 
@@ -831,32 +925,40 @@ def _ready(_env: int | None) -> bool:
 
 
 def _resume(env: int) -> bool:
-    """A host call that waited goes on: whether it is done."""
+    """A host call that waited, or whose bytes need room in the guest, goes on: whether it is done."""
     handles = _handles_at(env)
     waits = handles._waits
     if waits is None:
         return True
-    result, context, results, error_at = waits
+    result, room, context, results = waits
+    done = True
     try:
-        try:
-            answer = _object_in(handles._guest).settled()
-        except WitError as error:
-            handles._waits = None
-            _declared(handles, context, result, error, results)
-        else:
-            if answer is NotImplemented:
-                return False
-            handles._waits = None
-            _answered(handles, context, result, answer, results)
+        if handles._room is None:
+            try:
+                answer = _object_in(handles._guest).settled()
+            except WitError as error:
+                _declared(handles, context, result, error, results)
+            else:
+                if answer is NotImplemented:
+                    return False
+                if room:
+                    _begin_room(handles, context, room, answer)
+                else:
+                    _answered(handles, context, result, answer, results)
+        if handles._room is not None:
+            done = _make_room(handles, context, results)
     except BaseException as exc:
+        handles._set_failure(exc)  # without a result: the guest traps
+    if done:
         handles._waits = None
-        c_void_p.from_address(error_at).value = handles._fail(exc)
-    return True
+    return done
 
 
 def _forget(env: int) -> None:
     """The engine gave up a host call that waited, or it is done: where its results were to go is gone."""
-    _handles_at(env)._waits = None
+    handles = _handles_at(env)
+    _forget_room(handles)
+    handles._waits = None
 
 
 def _dropped(_env: int | None, context: int, number: int) -> int | None:

@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hosting import FUNCTIONS, Host, until
@@ -155,6 +156,18 @@ def test_a_finished_answer_reaches_the_client_whatever_the_guest_does_next(serve
     assert (reply.status, reply.text) == (200, text)
 
 
+def test_a_connection_outlives_a_guest_that_is_late_after_its_answer(served: Host) -> None:
+    served.deploy("late", guest("misuse"), {"routes": ["/late"], "limits": {"timeout_s": 1, "cpu_s": 60}})
+    said = exchange(
+        served,
+        b"GET /late?after HTTP/1.1\r\nHost: x\r\n\r\nGET /hello HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    )
+    first, _, second = said.partition(b"0\r\n\r\n")
+    assert first.endswith(b"answered\n\r\n")
+    assert second.startswith(b"HTTP/1.1 200")
+    assert second.endswith(b"hello world\n")
+
+
 def test_headers_are_refused_as_elsewhere(served: Host) -> None:
     # What wasmtime answers: the host's own names are forbidden (1), what is no name or value is invalid (0).
     assert served.get("/misuse?fields").text == "-111110000-\n"
@@ -168,6 +181,20 @@ def test_the_host_serves_on_after_all_of_that(served: Host) -> None:
     for word in ("trap", "twice", "kept", "order", "hoard"):
         exchange(served, f"GET /misuse?{word} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
     assert served.get("/hello").text == "hello world\n"
+
+
+def test_a_guest_that_waits_for_a_body_that_stalls_is_ended(tmp_path: Path) -> None:
+    host = Host(tmp_path / "home", body_timeout_s=0.3)
+    try:
+        host.start()
+        host.deploy("echo", guest("echo"), {"routes": ["/echo"]})
+        for query in ("", "?poll"):
+            said = exchange(host, f"POST /echo{query} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nping".encode())
+            assert said.startswith(b"HTTP/1.1 200")
+            assert not said.endswith(b"0\r\n\r\n")
+        host.stop()
+    finally:
+        host.dispose()
 
 
 # --- outbound -----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from faas.wasi.p2 import fields, http_incoming, http_outgoing
 from faas.wasi.p2.fields import visible
+from faas.wasi.p2.http_bodies import RequestPipe
 from faas.wasi.p2.http_incoming import IncomingResponse, error_code_of
 from faas.wasi.p2.http_outgoing import OutgoingRequest, RequestOptions
 from faas.wasi.p2.io import IoError
@@ -39,7 +40,7 @@ class HttpContext:
     a response, ``on_trailers`` before ``on_finish``, or ``on_abort``; nothing comes after those two.
     """
 
-    __slots__ = ("_exchanges", "max_output_bytes", "outbound", "returned")
+    __slots__ = ("_exchanges", "kept_bytes", "max_output_bytes", "outbound", "pipes", "returned")
 
     def __init__(self, max_output_bytes: int, outbound: Outbound | None = None) -> None:
         self.max_output_bytes = max_output_bytes
@@ -47,6 +48,10 @@ class HttpContext:
         """None: every request of the guest is denied."""
         self.returned = False
         """Set once the guest has returned well: bodies that it left unfinished end well then, as in wasmtime."""
+        self.kept_bytes = 0
+        """What the guest has written to responses that it has not answered with."""
+        self.pipes: set[RequestPipe] = set()
+        """The bodies of requests, sent or not, that are open."""
         self._exchanges: set[Exchange] | None = None
 
     def on_response(self, head: ResponseHead) -> OutputStream:

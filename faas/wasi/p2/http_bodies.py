@@ -63,24 +63,35 @@ class LengthSink:
 
 
 class _Unsent:
-    """What a guest writes to a response's body before it has answered with that response; bounded as its output is."""
+    """
+    What a guest writes to a response's body before it has answered with that response.
 
-    __slots__ = ("_max_bytes", "content")
+    All that one guest has written so is bounded as its output is, however many responses it makes.
+    """
+
+    __slots__ = ("_http", "content")
 
     full = False
 
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
+    def __init__(self, http: Any) -> None:
+        self._http = http
         self.content = bytearray()
 
     def write(self, data: bytes) -> int:
-        if len(self.content) + len(data) > self._max_bytes:
+        http = self._http
+        if http.kept_bytes + len(data) > http.max_output_bytes:
             raise OutputLimitError(
-                "the guest wrote more to a response it has not set than its output may be; call response-outparam.set "
+                "the guest wrote more to responses it has not set than its output may be; call response-outparam.set "
                 "before writing the body, or raise limits.max_output_bytes in function.toml"
             )
+        http.kept_bytes += len(data)
         self.content += data
         return len(data)
+
+    def forget(self) -> None:
+        """Keep nothing any more."""
+        self._http.kept_bytes -= len(self.content)
+        self.content = bytearray()
 
 
 class OutgoingBody(Resource):
@@ -181,6 +192,9 @@ class ResponseBody(OutgoingBody):
 
     def _lead_to(self, sink: OutputStream) -> None:
         counter = self._counter
+        before = self._sink if counter is None else counter.inner
+        if type(before) is _Unsent:
+            before.forget()
         if counter is not None:
             counter.inner = sink
             sink = counter
@@ -190,7 +204,7 @@ class ResponseBody(OutgoingBody):
             stream.sink = sink
 
     def _keep(self, guest: Any) -> OutputStream:
-        self._lead_to(_Unsent(guest.http.max_output_bytes))
+        self._lead_to(_Unsent(guest.http))
         assert self._sink is not None
         return self._sink
 
@@ -220,10 +234,15 @@ class RequestPipe:
     """
 
     __slots__ = (
-        "_aborted", "_closed", "_ended", "_parts", "_reader", "_taken_bytes", "_trailers", "_writer", "_written_bytes",
+        "_aborted", "_among", "_closed", "_ended", "_parts", "_reader", "_taken_bytes", "_trailers", "_writer",
+        "_written_bytes",
     )  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, among: set[RequestPipe] | None = None) -> None:
+        """Args: *among* has it until it is closed."""
+        self._among = among
+        if among is not None:
+            among.add(self)
         self._parts: deque[bytes] = deque()
         # Two counts, so that each is changed by one thread only.
         self._written_bytes = 0
@@ -300,6 +319,8 @@ class RequestPipe:
         """Take no more."""
         self._closed = True
         self._parts.clear()
+        if self._among is not None:
+            self._among.discard(self)
         self._wake_writer()
 
     def _take(self) -> bytes:
@@ -323,9 +344,10 @@ class PipedBody(OutgoingBody):
 
     SIZE = "HTTP-request-body-size"
 
-    def __init__(self, expected: int | None) -> None:
+    def __init__(self, expected: int | None, among: set[RequestPipe] | None = None) -> None:
+        """Args: *among* has its pipe until that is closed."""
         super().__init__()
-        pipe = self.pipe = RequestPipe()
+        pipe = self.pipe = RequestPipe(among)
         self._counter = None if expected is None else LengthSink(pipe, expected, self.SIZE)
         self._sink = self._counter or pipe
         self._stream = self._ended = None

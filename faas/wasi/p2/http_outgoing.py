@@ -14,6 +14,8 @@ from faas.wasi.p2.outbound_types import HeaderList, ResponseHead
 from faas.wasi.p2.resources import ComponentFunction, Resource, WitError
 
 MAX_PATH_BYTES: Final = 65534
+MAX_REQUEST_BODIES: Final = 200
+"""Of requests that one guest has not sent yet, or whose exchange is open."""
 MAX_NAME_BYTES: Final = 1024
 """Of a method, a scheme or an authority."""
 
@@ -195,11 +197,21 @@ def outgoing_request_new(_guest: Any, headers: Fields) -> OutgoingRequest:
     return OutgoingRequest(take(headers))
 
 
-def outgoing_request_body(_guest: Any, self: OutgoingRequest) -> PipedBody:
-    """Return the body the first time; an error later, and for a ``content-length`` that is no number."""
+def outgoing_request_body(guest: Any, self: OutgoingRequest) -> PipedBody:
+    """
+    Return the body the first time; an error later, and for a ``content-length`` that is no number.
+
+    Raises: GuestTrapError if MAX_REQUEST_BODIES are open, since each keeps what is written to it.
+    """
     if self.body is not None:
         raise WitError
-    body = self.body = PipedBody(_announced(self.headers))
+    pipes = guest.http.pipes
+    if len(pipes) >= MAX_REQUEST_BODIES:
+        raise GuestTrapError(
+            f"the guest has {len(pipes)} requests with bodies open at once, which is the most; send or drop those"
+            " requests, and drop their responses, before it makes more"
+        )
+    body = self.body = PipedBody(_announced(self.headers), pipes)
     return body
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -11,21 +10,11 @@ from typing import Any
 
 import pytest
 import wasmtime
+from whole_gateways import whole_gateway
 from wires import Served
 
-from faas.clock import SystemClock
 from faas.config import HostConfig, PoolConfig
-from faas.gateway.admission import Admission
-from faas.gateway.app import Gateway
-from faas.gateway.code import Code, code_key
-from faas.gateway.journal import Journal
-from faas.gateway.lane import Answer, Lane
-from faas.gateway.live import LiveTable
-from faas.gateway.metering import Meter
-from faas.gateway.models import ModelGate
-from faas.gateway.warm import WarmPools
-from faas.invocation import Deployment, Kind
-from faas.manifest import manifest_from_builtins
+from faas.invocation import Kind
 from faas.wasi.context import GuestExit
 from faas.wasm import calls
 from faas.wasm.engine import EngineProfile, new_engine
@@ -110,28 +99,6 @@ def runtime(request: pytest.FixtureRequest) -> Iterator[Runtime]:
     made.close()
 
 
-class _Codes:
-    """The one function's code, always loaded."""
-
-    on_drop: Any = None
-
-    def __init__(self, code: Code) -> None:
-        self._code = code
-
-    def try_acquire(self, _key: object) -> Code:
-        return self._code
-
-    def release(self, _code: Code) -> None: ...
-
-    def keep_only(self, _keys: object) -> None: ...
-
-
-class _Gateway(Served):
-    async def _serve(self, lane: Lane) -> Answer:
-        self.inside.append(lane.inside)
-        return await self._handler(lane)  # type: ignore[return-value]
-
-
 @asynccontextmanager
 async def gateway(
     runtime: Runtime, kind: Kind, *, ptr: int = 1024, result: int = OK, text: str = "", **limits: float
@@ -140,50 +107,12 @@ async def gateway(
     text = text or (REACTOR if kind is Kind.REACTOR else COMMAND)
     text = text.replace("PTR", str(ptr)).replace("RESULT", str(result))
     engine = new_engine(EngineProfile.from_config(CONFIG), pooling=False)
-    native = bytes(wasmtime.Module(engine, wasmtime.wat2wasm(text)).serialize())
-    manifest = manifest_from_builtins({"name": "f", "routes": ["/f"], "limits": limits})
-    deployment = Deployment("f", 1, kind, "0" * 64, "0" * 64, "", manifest)
-    template = runtime.load(native)
-    codes: Any = _Codes(Code(code_key(deployment), template, None, 1))
-    clock = SystemClock()
-    admission = Admission(8, max_queue=8, queue_timeout_s=1)
-    warm = WarmPools(
-        runtime,
-        codes,
-        admission,
-        clock,
-        n_workers=1,
-        at_once=1,
-        budget_bytes=1 << 28,
-        prepare_timeout_s=1,
-        on_line=lambda *_: None,
-    )
-    table = LiveTable(runtime, codes, admission, warm, n_workers=1, start_timeout_s=1)
-    table.replace(1, (deployment,))
-    parts: dict[str, Any] = dict.fromkeys(inspect.signature(Gateway).parameters)  # what it lacks is not used here
-    parts |= {
-        "runtime": runtime,
-        "table": table,
-        "admission": admission,
-        "journal": Journal(dict),
-        "models": ModelGate(None, Meter(clock), clock),
-        "clock": clock,
-        "server_port": 80,
-        "warm": warm,
-    }
-    whole = Gateway(**parts)
+    template = runtime.load(bytes(wasmtime.Module(engine, wasmtime.wat2wasm(text)).serialize()))
     template.has_initialize = kind is Kind.REACTOR
-    one = _Gateway(whole.serve)  # type: ignore[arg-type]
-    await one.open()
     try:
-        yield one
-        assert admission.active == 0
+        async with whole_gateway(runtime, template, kind, **limits) as one:
+            yield one
     finally:
-        task = one.connection._task_handler
-        one.lose()
-        if task is not None:
-            await asyncio.gather(task, return_exceptions=True)
-        runtime._delete_retired()
         template.close()
 
 

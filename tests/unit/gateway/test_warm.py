@@ -202,6 +202,7 @@ async def test_each_request_gets_an_instance_that_none_has_used(rig: Rig) -> Non
 
 async def test_function_without_warm_has_no_pool(rig: Rig) -> None:
     assert rig.pools.open(rig.deployment(COUNTER, warm={})) is None
+    assert rig.pools.open(rig.deployment(COUNTER, kind=Kind.HTTP, warm={"max": 2, "min": 1})) is None
 
 
 async def test_instance_serves_as_many_requests_as_reuse_says_and_then_goes(rig: Rig) -> None:

@@ -17,7 +17,7 @@ from faas.config import HostConfig, PoolConfig, PrecompileConfig
 from faas.errors import CompileLimitError, FaasError, InvalidModuleError, UnknownImportsError, UnknownKindError
 from faas.invocation import Kind
 from faas.manifest import Manifest
-from faas.wasm.engine import LATIN1_EXPORT, MEMORY_EXPORT, EngineProfile, new_engine
+from faas.wasm.engine import MEMORY_EXPORT, ROOM_EXPORT, EngineProfile, new_engine
 from precompile.run import precompile, recompile
 
 FUNCTION = Manifest(name="f")
@@ -27,9 +27,9 @@ ECHO = (FUNCTIONS / "http" / "echo.wasm").read_bytes()
 HANDED_ON = wat.handler(
     f"(component $inside {wat.STREAMS})",
     wat.STREAMS.replace("@0.2.3", "@0.2.4"),
+    wat.LIBC,
     '(instance (instantiate $inside (with "wasi:io/error@0.2.3" (instance $errors))'
     ' (with "wasi:io/streams@0.2.3" (instance $streams))))',
-    wat.LIBC,
 )
 """Hands its streams on to a component inside, so its byte lists have to stay lists."""
 
@@ -76,10 +76,11 @@ async def test_a_component_is_stored_and_loads_in_a_pool(store) -> None:
 async def test_the_exports_of_the_native_code_say_how_bytes_are_handed_over(store) -> None:
     made = await precompile(ECHO, FUNCTION, CONFIG, store)
 
-    handler, memory, text = exports(store, made.artifact_key)
+    handler, memory, room = exports(store, made.artifact_key)
     assert handler.startswith("wasi:http/incoming-handler@0.2.")
-    assert memory.removeprefix(MEMORY_EXPORT).isdecimal()
-    assert text == LATIN1_EXPORT
+    number = memory.removeprefix(MEMORY_EXPORT)
+    assert number.isdecimal()
+    assert room == f"{ROOM_EXPORT}1-cabi-realloc{number}"
 
 
 async def test_byte_lists_stay_lists_where_the_changed_component_is_not_valid(store) -> None:

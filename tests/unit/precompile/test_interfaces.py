@@ -185,7 +185,7 @@ def test_a_component_is_of_no_kind_of_core_modules(kind: str) -> None:
     ("manifest", "why"),
     [
         (Manifest(name="f", preinit="wizer-initialize"), "preinit .* leave it out"),
-        (Manifest(name="f", warm=Warm(max=2, reuse=3)), r"warm\.reuse is 3, .* leave warm\.reuse out"),
+        (Manifest(name="f", warm=Warm(max=2)), r"warm\.max is 2, .* leave \[warm\] out"),
     ],
 )
 def test_settings_of_core_modules_are_refused(manifest: Manifest, why: str) -> None:

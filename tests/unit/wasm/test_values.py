@@ -19,15 +19,15 @@ import wasmtime
 from wasmtime import component as wasmtime_component
 
 from faas.config import HostConfig, PoolConfig
-from faas.errors import FaasError, GuestTrapError, InternalError, OutputLimitError
+from faas.errors import CpuLimitError, FaasError, GuestTrapError, InternalError, OutputLimitError, OverloadedError
 from faas.wasi import wit
 from faas.wasi.p2.resources import ComponentFunction, Resource, WitError
 from faas.wasm import calls, capi, components, values
-from faas.wasm.engine import MEMORY_EXPORT, EngineProfile, engine_pointer, new_engine
+from faas.wasm.engine import MEMORY_EXPORT, ROOM_EXPORT, EngineProfile, engine_pointer, new_engine
 from faas.wasm.turns import Turns
 
 PROFILE = EngineProfile.from_config(HostConfig(pool=PoolConfig(slots=20), guest_threads=1))
-HOST, LATIN = "test:values/host", "test:values/latin"
+HOST, ROOMS = "test:values/host", "test:values/rooms"
 THING = ("own", f"{HOST}#thing")
 
 
@@ -109,9 +109,10 @@ interface other {{
   resource stranger;
   make-other: func() -> stranger;
 }}
-interface latin {{
-  echo-bytes: func(v: list<u8>) -> list<u8>;
-  echo-nested: func(v: list<list<u8>>) -> list<list<u8>>;
+interface rooms {{
+  get: func(n: u32) -> result<list<u8>, string>;
+  wait-for: func(n: u32) -> result<list<u8>, string>;
+  tick: func() -> u32;
 }}
 """
 INTERFACES = wit.parse([WIT])
@@ -152,9 +153,7 @@ class Import(NamedTuple):
     echo: bool = True
 
 
-def component(
-    *imports: Import, code: str = "", exports: str = "", named: dict[str, str] | None = None, encoding: str = "utf8"
-) -> bytes:
+def component(*imports: Import, code: str = "", exports: str = "", named: dict[str, str] | None = None) -> bytes:
     """Return a component in its text form; *code* is put into its core module, *exports* beside the echoes."""
     named = NAMED if named is None else named
     out = ["(component"]
@@ -178,7 +177,7 @@ def component(
     core, instance, lifted = [], [], []
     for one in imports:
         alias, name = one.interface.rpartition("/")[2], one.name
-        out.append(f'(core func $l-{name} (canon lower (func ${alias} "{name}") {OPTIONS} string-encoding={encoding}))')
+        out.append(f'(core func $l-{name} (canon lower (func ${alias} "{name}") {OPTIONS}))')
         instance.append(f'(export "{name}" (func $l-{name}))')
         several = len(one.core_result.split()) > 1
         taken = one.core_params + (" i32" if several else "")
@@ -189,7 +188,7 @@ def component(
             called = f"(call ${name} {pushed} {'(i32.const 64)' if several else ''})"
             code += f'(func (export "{name}") (param {one.core_params}) {"(result i32)" if several else given}'
             code += f" {called} {'(i32.const 64)' if several else ''})"
-            lifted.append(_lifted(name, one.params, one.result, encoding))
+            lifted.append(_lifted(name, one.params, one.result))
     out.append(f'(core module $Code {" ".join(core)} (import "libc" "memory" (memory 1)) @drop@ {code})')
     drop = ""
     if "resource.drop" in exports or "$drop" in code:
@@ -202,11 +201,10 @@ def component(
     return bytes(wasmtime.wat2wasm(text.replace("@drop@", drop)))
 
 
-def _lifted(name: str, params: tuple[str, ...], result: str, encoding: str = "utf8") -> str:
+def _lifted(name: str, params: tuple[str, ...], result: str) -> str:
     declared = " ".join(f'(param "p{i}" {text})' for i, text in enumerate(params))
     answer = f"(result {result})" if result else ""
-    options = f"{OPTIONS} string-encoding={encoding}"
-    return f'(func (export "{name}") {declared} {answer} (canon lift (core func $code "{name}") {options}))'
+    return f'(func (export "{name}") {declared} {answer} (canon lift (core func $code "{name}") {OPTIONS}))'
 
 
 class Host:
@@ -246,14 +244,14 @@ class World:
         self.calls = over
         self.turns = Turns(1)
         self.ticker = over.Ticker(self.pointer, 0.001)
-        self.awaiting = {"wait", "wait-plain"}
+        self.awaiting = {"wait", "wait-plain", "wait-for"}
         functions = {
             name: {
                 function: ComponentFunction(self._call, function in self.awaiting) for function in interface.functions
             }
             for name, interface in INTERFACES.items()
         }
-        self.linker = components.ComponentLinker(self.pointer, functions, into, latin1=True)
+        self.linker = components.ComponentLinker(self.pointer, functions, into)
         self._templates: dict[bytes, components.ComponentTemplate] = {}
 
     def _call(self, guest: Any, *args: Any) -> Any:
@@ -262,7 +260,7 @@ class World:
     def template(self, binary: bytes) -> components.ComponentTemplate:
         if binary not in self._templates:
             native = bytes(wasmtime_component.Component(self.engine, binary).serialize())
-            self._templates[binary] = components.load(self.pointer, native, lambda _latin1: self.linker)
+            self._templates[binary] = components.load(self.pointer, native, self.linker)
         return self._templates[binary]
 
     def fiber(self, **options: Any) -> components.ComponentFiber:
@@ -286,7 +284,7 @@ def made(request: pytest.FixtureRequest) -> Iterator[World]:
     with pytest.MonkeyPatch.context() as patch:
         known = {**wit.interfaces(), **INTERFACES}
         patch.setattr(wit, "interfaces", lambda: known)
-        patch.setattr(components, "LATIN1_INTERFACES", frozenset({LATIN}))
+        patch.setattr(components, "BYTES_RETURNED", frozenset({(ROOMS, "get"), (ROOMS, "wait-for")}))
         world = World(values, calls) if request.param == "ctypes" else World(values.chosen(), calls.chosen())
         yield world
         world.close()
@@ -314,13 +312,12 @@ async def call(
     name: str,
     *args: tuple[wit.Type, Any],
     result: wit.Type | None = None,
-    latin1: bool = False,
 ) -> Any:
     assert fiber.component is not None
     index = capi.component_get_export_index(fiber.component.pointer, None, name.encode(), len(name.encode()))
     try:
-        nodes = tuple((world.linker.node(type_, latin1=latin1), value) for type_, value in args)
-        wanted = None if result is None else world.linker.node(result, latin1=latin1)
+        nodes = tuple((world.linker.node(type_), value) for type_, value in args)
+        wanted = None if result is None else world.linker.node(result)
         return await fiber.call_export(index, name.encode(), nodes, wanted)
     finally:
         capi.component_export_index_delete(index)
@@ -434,39 +431,6 @@ async def test_nan_stays_one(world: World) -> None:
             got = await call(world, fiber, f"echo-{name}", (name, float("nan")), result=name)
             assert math.isnan(got)
             assert math.isnan(world.host.seen[-1][0])
-
-
-LATIN_ECHO = component(
-    Import("echo-bytes", ("string",), "i32 i32", "string", "i32 i32", LATIN),
-    Import("echo-nested", ("(list string)",), "i32 i32", "(list string)", "i32 i32", LATIN),
-    encoding="latin1+utf16",
-)
-PLAIN_ECHO = component(Import("echo-bytes", ("(list u8)",), "i32 i32", "(list u8)", "i32 i32"))
-
-
-@pytest.mark.parametrize("content", [b"", b"plain text, longer than a word", EVERY_BYTE, EVERY_BYTE * 4096, b"\xff"])
-async def test_byte_lists_that_come_as_latin_1_are_bytes(world: World, content: bytes) -> None:
-    world.host.answer = lambda value: value
-    async with instance(world, LATIN_ECHO) as fiber:
-        got = await call(world, fiber, "echo-bytes", (("list", "u8"), content), result=("list", "u8"), latin1=True)
-    assert [got, *world.host.seen] == [content, (content,)]
-
-
-async def test_nested_byte_lists_that_come_as_latin_1_are_bytes(world: World) -> None:
-    world.host.answer = lambda value: value
-    type_ = type_of("echo-nested", LATIN)
-    content = [b"", EVERY_BYTE, b"x"]
-    async with instance(world, LATIN_ECHO) as fiber:
-        assert await call(world, fiber, "echo-nested", (type_, content), result=type_, latin1=True) == content
-    assert world.host.seen == [(content,)]
-
-
-@pytest.mark.parametrize("text", ["Ā", "abcdefgh漢", "\U0001f600", "é" * 100 + "\u0100"])
-async def test_no_character_over_u00ff_becomes_a_byte(world: World, text: str) -> None:
-    async with instance(world, LATIN_ECHO) as fiber:
-        with pytest.raises(GuestTrapError, match="other types than the interface has"):
-            await call(world, fiber, "echo-bytes", ("string", text), result="string")
-    assert world.host.seen == []
 
 
 async def test_any_bytes_like_object_can_be_answered(world: World) -> None:
@@ -600,19 +564,19 @@ async def test_a_function_that_is_not_there_is_named(world: World) -> None:
 )
 def test_what_is_no_type_is_refused(world: World, type_: Any) -> None:
     with pytest.raises(TypeError):
-        world.into.node(type_, {}, False)
+        world.into.node(type_, {})
 
 
 def test_a_handle_of_an_unknown_resource_is_refused(world: World) -> None:
     with pytest.raises(LookupError, match="nowhere#thing"):
-        world.into.node(("list", ("own", "nowhere#thing")), {"test#thing": 1}, False)
+        world.into.node(("list", ("own", "nowhere#thing")), {"test#thing": 1})
 
 
 def test_host_functions_take_nodes(world: World) -> None:
-    node = world.into.node("u8", {}, False)
+    node = world.into.node("u8", {})
     for params, result in (([node], None), ((node,) * 13, None), (("u8",), None), ((node,), "u8")):
         with pytest.raises(TypeError, match=r"host_function\(\)"):
-            world.into.host_function(print, params, result, False)
+            world.into.host_function(print, params, result, False, 0)
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
@@ -1186,6 +1150,255 @@ async def test_a_handle_of_another_resource_traps(world: World) -> None:
     assert world.host.seen == [()]
 
 
+# --- room for bytes --------------------------------------------------------------------------------------------------
+
+# What the compile job adds, and the loader reads: the first core instance has the memory, and makes room.
+ROOM_MARKS = f"""(instance $mark) (export "{MEMORY_EXPORT}1" (instance $mark))
+  (instance $room) (export "{ROOM_EXPORT}ROOM-cabi-realloc1" (instance $room))"""
+BYTES_TYPE = ("list", "u8")
+ASKED_TYPE = ("tuple", ("u32",) * 5)
+ENOUGH = "(drop (memory.grow (i32.const 32)))"
+# Allocators that no second call may come to: each call gets a new place, and nothing is copied there.
+BUMP = "(global.get $next) (global.set $next (i32.add (global.get $next) (local.get $size)))"
+ONCE = f"(if (local.get $old) (then unreachable)) {BUMP}"
+GROWS = """(i32.shl (memory.size) (i32.const 16))
+  (drop (memory.grow (i32.add (i32.const 1) (i32.shr_u (local.get $size) (i32.const 16)))))"""
+YIELDS = f"(loop $l (local.set $old (i32.add (local.get $old) (i32.const 1))) {{}}) {BUMP}".format(
+    "(br_if $l (i32.lt_u (local.get $old) (i32.const 1000)))"
+)
+ODD_SIZES = (0, 1, 2, 7, 255, 4097, 65537)
+
+
+def room_guest(realloc: str, *, whole: bool = True, room: int = 1, start: str = "") -> bytes:
+    """
+    Return a component that gets bytes from the host and hands them out, and tells how its realloc was called.
+
+    Args: *whole* says whether it is as the compile job makes it, or as its tools do.
+    """
+    type_ = f'(param "p0" u32) (result (result {"(tuple u32 u32)" if whole else "(list u8)"} (error string)))'
+    number = room if whole and room > 1 else ""
+    text = f"""(component
+  (import "{ROOMS}@1.0.0" (instance $rooms
+    (export "get{number}" (func {type_})) (export "wait-for{number}" (func {type_}))
+    (export "tick" (func (result u32)))))
+  (core func $tick (canon lower (func $rooms "tick")))
+  (core module $Libc (import "h" "tick" (func $tick (result i32)))
+    (memory (export "memory") 4) (global $next (mut i32) (i32.const 4099))
+    (func (export "cabi_realloc") (param $old i32) (param $old_size i32) (param $align i32) (param $size i32)
+      (result i32)
+      (i32.store (i32.const 16) (i32.add (i32.const 1) (i32.load (i32.const 16))))
+      (i32.store (i32.const 20) (local.get $old)) (i32.store (i32.const 24) (local.get $old_size))
+      (i32.store (i32.const 28) (local.get $align)) (i32.store (i32.const 32) (local.get $size))
+      {realloc}))
+  (core instance $libc (instantiate $Libc (with "h" (instance (export "tick" (func $tick))))))
+  (core func $get (canon lower (func $rooms "get{number}")
+    (memory (core memory $libc "memory")) (realloc (core func $libc "cabi_realloc"))))
+  (core func $wait (canon lower (func $rooms "wait-for{number}")
+    (memory (core memory $libc "memory")) (realloc (core func $libc "cabi_realloc"))))
+  (core module $Code
+    (import "h" "get" (func $get (param i32 i32))) (import "h" "wait-for" (func $wait (param i32 i32)))
+    (import "libc" "memory" (memory 1))
+    (func $bytes (result i32) (if (i32.load8_u (i32.const 64)) (then unreachable)) (i32.const 68))
+    (func (export "get") (param i32) (result i32) (call $get (local.get 0) (i32.const 64)) (call $bytes))
+    (func (export "wait-for") (param i32) (result i32) (call $wait (local.get 0) (i32.const 64)) (call $bytes))
+    (func (export "failed") (param i32) (result i32) (call $get (local.get 0) (i32.const 64))
+      (i32.load8_u (i32.const 64)))
+    (func (export "asked") (result i32) (i32.const 16)) {start})
+  (core instance $code (instantiate $Code
+    (with "h" (instance (export "get" (func $get)) (export "wait-for" (func $wait)))) (with "libc" (instance $libc))))
+  (func (export "get") (param "n" u32) (result (list u8))
+    (canon lift (core func $code "get") (memory (core memory $libc "memory"))))
+  (func (export "wait-for") (param "n" u32) (result (list u8))
+    (canon lift (core func $code "wait-for") (memory (core memory $libc "memory"))))
+  (func (export "failed") (param "n" u32) (result u32) (canon lift (core func $code "failed")))
+  (func (export "asked") (result (tuple u32 u32 u32 u32 u32))
+    (canon lift (core func $code "asked") (memory (core memory $libc "memory"))))
+  {ROOM_MARKS.replace("ROOM", str(room)) if whole else ""})"""
+    return bytes(wasmtime.wat2wasm(text))
+
+
+async def _get(world: World, fiber: components.ComponentFiber, content: bytes, name: str = "get") -> Any:
+    world.host.answer = lambda _n: content
+    return await call(world, fiber, name, ("u32", 5), result=BYTES_TYPE)
+
+
+async def _wait_for(world: World, fiber: components.ComponentFiber, content: Any) -> Any:
+    later = Later(content)
+    world.host.answer = lambda _n: later
+    task = asyncio.ensure_future(call(world, fiber, "wait-for", ("u32", 5), result=BYTES_TYPE))
+    await later.begun.wait()
+    later.go.set()
+    return await task
+
+
+@pytest.mark.parametrize("realloc", [BUMP, ONCE, GROWS, YIELDS], ids=["bump", "once", "grows", "loops"])
+@pytest.mark.parametrize("room", [1, 2])
+async def test_returned_bytes_are_put_where_the_guest_makes_room(world: World, realloc: str, room: int) -> None:
+    async with instance(world, room_guest(ENOUGH + realloc, room=room)) as fiber:
+        for size in ODD_SIZES:
+            content = (EVERY_BYTE * (size // 256 + 1))[:size]
+            assert await _get(world, fiber, content) == content
+            assert await _wait_for(world, fiber, content) == content
+            assert await _get(world, fiber, content, "wait-for") == content
+    assert len(fiber._handles) == 0
+
+
+@pytest.mark.parametrize("realloc", [BUMP, GROWS], ids=["room", "grows"])
+async def test_a_mebibyte_is_returned_whole(world: World, realloc: str) -> None:
+    content = EVERY_BYTE * 4096
+    async with instance(world, room_guest((ENOUGH if realloc is BUMP else "") + realloc)) as fiber:
+        assert await _get(world, fiber, content) == content
+
+
+async def test_the_guest_is_asked_for_room_as_the_engine_asks(world: World) -> None:
+    asked: list[list[Any]] = []
+    for whole in (False, True):
+        async with instance(world, room_guest(BUMP, whole=whole)) as fiber:
+            asked.append([])
+            for content in (b"", b"x", EVERY_BYTE):
+                assert await _get(world, fiber, content) == content
+                asked[-1].append(await call(world, fiber, "asked", result=ASKED_TYPE))
+    assert asked[0] == asked[1] == [(1, 0, 0, 1, 0), (2, 0, 0, 1, 1), (3, 0, 0, 1, 256)]
+
+
+async def test_any_bytes_like_object_is_put_into_the_room(world: World) -> None:
+    async with instance(world, room_guest(BUMP)) as fiber:
+        for answer in (bytearray(EVERY_BYTE), memoryview(EVERY_BYTE)[3:]):
+            assert await _get(world, fiber, answer) == bytes(answer)  # type: ignore[arg-type]
+
+
+async def test_no_room_is_made_for_an_error(world: World) -> None:
+    def refuse(_n: int) -> bytes:
+        raise WitError("")
+
+    async with instance(world, room_guest(BUMP)) as fiber:
+        world.host.answer = refuse
+        assert await call(world, fiber, "failed", ("u32", 5), result="u32") == 1
+        # For the text of the error, by the engine: no byte of it.
+        assert await call(world, fiber, "asked", result=ASKED_TYPE) == (1, 0, 0, 1, 0)
+
+
+@pytest.mark.parametrize("name", ["get", "wait-for"])
+@pytest.mark.parametrize("whole", [False, True], ids=["list", "whole"])
+@pytest.mark.parametrize(
+    ("realloc", "size", "why"),
+    [
+        ("unreachable", 5, "unreachable"),
+        ("(i32.const -1)", 1, "beyond end of memory|beyond the end of its memory"),
+        ("(i32.const -1)", 0, "beyond end of memory|beyond the end of its memory"),
+        ("(i32.const 262143)", 2, "beyond end of memory|beyond the end of its memory"),
+        ("(i32.div_u (local.get $size) (local.get $old))", 5, "divide by zero"),
+        ("(call $tick)", 5, "cannot leave component instance|from its cabi_realloc"),
+    ],
+    ids=["trap", "nowhere", "nowhere-empty", "past-the-end", "division", "calls-the-host"],
+)
+async def test_a_guest_that_makes_no_room_traps(  # noqa: PLR0917 - what varies
+    world: World, name: str, whole: bool, realloc: str, size: int, why: str
+) -> None:
+    async with instance(world, room_guest(realloc, whole=whole)) as fiber:
+        with pytest.raises(GuestTrapError, match=why):
+            await _get(world, fiber, bytes(size), name)
+    async with instance(world, room_guest(BUMP)) as fiber:
+        assert await _get(world, fiber, EVERY_BYTE) == EVERY_BYTE
+
+
+async def test_room_up_to_the_end_of_the_memory_is_room(world: World) -> None:
+    async with instance(world, room_guest("(i32.const 262141)")) as fiber:
+        assert await _get(world, fiber, b"end") == b"end"
+
+
+@pytest.mark.parametrize("name", ["get", "wait-for"])
+async def test_a_guest_that_never_has_made_room_is_ended_by_its_cpu_limit(world: World, name: str) -> None:
+    async with instance(world, room_guest("(loop $l (br $l)) unreachable"), cpu_limit_s=0.02) as fiber:
+        with pytest.raises(CpuLimitError):
+            await _get(world, fiber, EVERY_BYTE, name)
+    assert fiber._handles.objects() == []
+
+
+async def test_a_guest_may_yield_while_it_makes_room(world: World) -> None:
+    paused = []
+
+    async def pause() -> None:
+        paused.append(await other_get())
+
+    async def other_get() -> bytes:
+        """Another guest gets its bytes while this one is half way."""
+        async with instance(world, room_guest(BUMP)) as other:
+            index = len(world.host.guests)
+            got = await call(world, other, "get", ("u32", 7), result=BYTES_TYPE)
+            assert world.host.guests[index] is other
+            return bytes(got)
+
+    def answer(n: int) -> bytes:
+        if n == 7:
+            return b"other"
+        world.host.guests[-1].request_yield()
+        return EVERY_BYTE
+
+    world.host.answer = answer
+    async with instance(world, room_guest(YIELDS), on_pause=pause) as fiber:
+        assert await call(world, fiber, "get", ("u32", 5), result=BYTES_TYPE) == EVERY_BYTE
+        assert await call(world, fiber, "asked", result=ASKED_TYPE) == (1, 0, 0, 1, 256)
+    assert paused
+    assert set(paused) == {b"other"}
+
+
+async def test_a_guest_is_closed_while_it_makes_room(world: World) -> None:
+    """What was to be put there is let go of with it."""
+    paused = asyncio.Event()
+
+    async def pause() -> None:
+        paused.set()
+        await asyncio.Event().wait()
+
+    class Content(bytearray):
+        pass
+
+    content = Content(EVERY_BYTE)
+    known = weakref.ref(content)
+    answers = [content]
+    del content
+
+    def answer(_n: int) -> bytes:
+        world.host.guests[-1].request_yield()
+        return answers.pop()
+
+    world.host.answer = answer
+    async with instance(world, room_guest(YIELDS), on_pause=pause) as fiber:
+        task = asyncio.ensure_future(call(world, fiber, "get", ("u32", 5), result=BYTES_TYPE))
+        await paused.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    gc.collect()
+    assert known() is None
+
+
+async def test_bytes_can_be_returned_before_the_component_is_whole(world: World) -> None:
+    world.host.answer = lambda _n: EVERY_BYTE
+    start = "(func $start (call $get (i32.const 5) (i32.const 64))) (start $start)"
+    async with instance(world, room_guest(BUMP, start=start)) as fiber:
+        assert await call(world, fiber, "asked", result=ASKED_TYPE) == (1, 0, 0, 1, 256)
+
+
+async def test_an_answer_that_is_no_bytes_is_a_failure_of_the_host(world: World) -> None:
+    async with instance(world, room_guest(BUMP)) as fiber:
+        with pytest.raises(InternalError, match="a host function failed"):
+            await _get(world, fiber, "text")  # type: ignore[arg-type]
+
+
+async def test_a_pool_without_a_stack_for_it_refuses_the_request(world: World) -> None:
+    async with instance(world, room_guest(BUMP)) as fiber:
+        fiber.room_failed("maximum concurrent fiber limit of 84 reached")
+        assert isinstance(fiber.failure, OverloadedError)
+
+
+@pytest.mark.parametrize(("room", "name"), [(0, b"x"), (3, b"x"), (1, b"x" * 32)])
+def test_a_room_that_there_is_not_is_refused(world: World, room: int, name: bytes) -> None:
+    with pytest.raises(ValueError, match=r"room_is\(\)"):
+        world.into.Handles(object(), 1).room_is(room, 1, name)
+
+
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
@@ -1237,6 +1450,13 @@ async def _everything(world: World) -> None:
         await call(world, fiber, "look-at-one", result="u32")
         await call(world, fiber, "give-one")
         await call(world, fiber, "pass", (THING, Thing()), result=THING)
+    async with instance(world, room_guest(BUMP)) as fiber:
+        assert await _get(world, fiber, EVERY_BYTE) == EVERY_BYTE
+        assert await _wait_for(world, fiber, EVERY_BYTE) == EVERY_BYTE
+    for name in ("get", "wait-for"):
+        async with instance(world, room_guest("unreachable")) as fiber:
+            with contextlib.suppress(GuestTrapError):
+                await _get(world, fiber, EVERY_BYTE, name)
     world.host.answer = lambda value: value
     async with instance(world, ECHOES) as fiber:
         _call_and_leave_the_result(world, fiber)
