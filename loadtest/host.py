@@ -115,7 +115,7 @@ class Host:
                 cwd=ROOT,
                 # The settings of whoever runs the test are not the test's.
                 env={key: value for key, value in os.environ.items() if not key.startswith("FAAS_")} | self._settings,
-                start_new_session=True,
+                process_group=0,  # not a session of its own: see faas.control.process
             )
         until = time.monotonic() + READY_TIMEOUT_S
         while not self._is_ready():

@@ -38,7 +38,7 @@ Spawn = Callable[[bytes], Awaitable[ChildProcess]]
 
 
 async def spawn_module(module: str, settings: bytes) -> ChildProcess:
-    """Start ``python -m MODULE`` in a session of its own; it writes its complaints to our stderr."""
+    """Start ``python -m MODULE`` in a process group of its own; it writes its complaints to our stderr."""
     return await spawn_python(("-m", module), settings)
 
 
@@ -49,7 +49,9 @@ async def spawn_python(arguments: tuple[str, ...], settings: bytes) -> ChildProc
         *arguments,
         stdin=asyncio.subprocess.PIPE,
         stdout=2,  # stdout belongs to whoever started us; a child has nothing to say there
-        start_new_session=True,  # Ctrl-C in a terminal reaches only us: we end our children in order
+        # Ctrl-C in a terminal reaches only us: we end our children in order. Not a session of their own: Linux shares
+        # processors between sessions (sched_autogroup), and one worker's guests held up the others for a second.
+        process_group=0,
     )
     assert process.stdin is not None
     process.stdin.write(settings)

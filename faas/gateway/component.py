@@ -71,7 +71,6 @@ class _Exchange(HttpContext):
         self._head: ResponseHead | None = None
         self._headers: list[tuple[str, str]] = []
         self._length: int | None = None
-        self._sent_bytes = 0
         self._error: ErrorCode | None = None
         self._trailers: HeaderList | None = None
         self._finished = False

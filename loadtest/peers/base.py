@@ -68,7 +68,7 @@ class Peer(ABC):
             log_path = scratch / "peer.log"
             with log_path.open("wb") as log:
                 process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=scratch, start_new_session=True
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=scratch, process_group=0
                 )
             try:
                 url = f"http://127.0.0.1:{port}/"
