@@ -196,13 +196,12 @@ class ComponentFiber(Fiber):
     Host functions get it as ``guest``: ``wasi``, ``http``, ``nn``, ``request_yield``.
     """
 
-    __slots__ = ("_answer", "_declared", "_handles", "_values", "component", "http")
+    __slots__ = ("_answer", "_declared", "_handles", "_values", "http")
 
     def __init__(self, engine: int, into: ModuleType, values: ModuleType, *args: Any, **limits: Any) -> None:
         """Args: *values* has the conversions: ``values``, or the same in C; the rest as for ``Fiber``."""
         super().__init__(engine, into, *args, **limits)
         self.http: Any = None
-        self.component: ComponentTemplate | None = None
         self._values = values
         self._handles = values.Handles(self, MAX_HANDLES)
         self._handles.bind(self._context)
@@ -232,10 +231,10 @@ class ComponentFiber(Fiber):
         if not self._wait_done:
             return NotImplemented
         self._wait_done = False
-        failed: BaseException | None = self._wait_error or self._declared
-        answer, self._answer, self._wait_error, self._declared = self._answer, None, None, None
-        if failed is not None:
-            raise failed
+        answer, declared = self._answer, self._declared
+        self._answer = self._declared = None
+        if declared is not None:
+            raise declared
         return answer
 
     def room_failed(self, message: str) -> None:
@@ -247,7 +246,7 @@ class ComponentFiber(Fiber):
 
     async def instantiate(self, template: Any, *, background: bool = False) -> None:
         """As ``Fiber.instantiate``, for a component."""
-        self.component = self._template = template
+        self._template = template
         self._wake_ticker()
         self._must_yield = False
         at = self._at
@@ -271,7 +270,7 @@ class ComponentFiber(Fiber):
 
         Raises: as ``Fiber.call``.
         """
-        slow = self.component.slow if self.component is not None else {}
+        slow = self._template.slow if self._template is not None else {}
         background = bool(slow) and slow.get(name, 0.0) > time.monotonic()
         self._wake_ticker()
         self._must_yield = False

@@ -18,7 +18,7 @@ from faas.wasm import calls, capi, components, values
 from faas.wasm.components import ComponentFiber, ComponentLinker, ComponentTemplate
 from faas.wasm.engine import EngineProfile, engine_pointer, new_engine
 from faas.wasm.fiber import Fiber, async_trampoline, first_line
-from faas.wasm.host import HostFunction, wasi, wasi_nn
+from faas.wasm.host import HostFunction, p2, wasi, wasi_nn
 from faas.wasm.template import Template
 from faas.wasm.turns import Turns
 
@@ -137,8 +137,6 @@ class Runtime:
         """
         with self._linking:
             if self._component_linker is None:
-                from faas.wasm.host import p2  # noqa: PLC0415 - for now
-
                 self._component_linker = ComponentLinker(self.engine, p2.FUNCTIONS, self._values)
         return components.load(self.engine, native, self._component_linker)
 

@@ -313,8 +313,8 @@ async def call(
     *args: tuple[wit.Type, Any],
     result: wit.Type | None = None,
 ) -> Any:
-    assert fiber.component is not None
-    index = capi.component_get_export_index(fiber.component.pointer, None, name.encode(), len(name.encode()))
+    assert fiber._template is not None
+    index = capi.component_get_export_index(fiber._template.pointer, None, name.encode(), len(name.encode()))
     try:
         nodes = tuple((world.linker.node(type_), value) for type_, value in args)
         wanted = None if result is None else world.linker.node(result)
@@ -535,8 +535,8 @@ async def test_a_result_that_nobody_took_is_freed_by_the_next_call(world: World)
 
 async def test_a_function_that_is_not_there_is_named(world: World) -> None:
     async with instance(world, ECHOES) as fiber, instance(world, FALLIBLE) as other:
-        assert fiber.component is not None
-        index = capi.component_get_export_index(fiber.component.pointer, None, b"echo-u8", 7)
+        assert fiber._template is not None
+        index = capi.component_get_export_index(fiber._template.pointer, None, b"echo-u8", 7)
         with contextlib.ExitStack() as stack:
             stack.callback(capi.component_export_index_delete, index)
             with pytest.raises(GuestTrapError, match="'echo-u8'"):
@@ -1412,8 +1412,8 @@ SMALLEST_ALLOCATION_BYTES = 32
 
 
 def _call_and_leave_the_result(world: World, fiber: components.ComponentFiber) -> None:
-    assert fiber.component is not None
-    index = capi.component_get_export_index(fiber.component.pointer, None, b"echo-string", len(b"echo-string"))
+    assert fiber._template is not None
+    index = capi.component_get_export_index(fiber._template.pointer, None, b"echo-string", len(b"echo-string"))
     values_of = ((world.linker.node("string"), "x" * 100),)
     at = fiber._at
     future = world.into.begin_call(
