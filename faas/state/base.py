@@ -1,12 +1,13 @@
-"""What any state store promises; the control process knows only this."""
+"""The shapes of what is kept, and words that the stores share."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from enum import Enum
+from typing import Any
 
 import msgspec
 
-from faas.invocation import Deployment, Kind
+from faas.invocation import Alias, Deployment, Kind
 from faas.manifest import Manifest
 
 
@@ -18,6 +19,69 @@ class NewVersion(msgspec.Struct, frozen=True):
     wasm_digest: str
     artifact_key: str
     bundle_digest: str = ""
+
+
+class CanaryPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """
+    How a canary goes: ``steps`` are percents, each of which lasts ``interval_s`` at least, and until the new version
+    has answered ``min_requests`` since it began.
+
+    ``max_error_rate`` is a part of 1; ``max_p99_ms`` and ``max_p99_ratio`` (of the old version's) 0 mean no limit.
+    """
+
+    steps: tuple[float, ...] = (1.0, 10.0, 50.0, 100.0)
+    interval_s: float = 30.0
+    max_error_rate: float = 0.05
+    max_p99_ms: float = 0.0
+    max_p99_ratio: float = 0.0
+    min_requests: int = 50
+
+
+class CanaryPhase(str, Enum):
+    """Where in its life a canary is; all but the first are ends."""
+
+    RUNNING = "running"
+    PROMOTED = "promoted"
+    ROLLED_BACK = "rolled-back"
+    ABORTED = "aborted"
+
+
+class Canary(msgspec.Struct, frozen=True):
+    """The last canary of an alias; ``since`` is when its step or its end began, ``reason`` says why it ended."""
+
+    function: str
+    alias: str
+    version: int
+    other: int
+    plan: CanaryPlan
+    phase: CanaryPhase
+    step: int
+    since: float
+    reason: str = ""
+
+    @property
+    def runs(self) -> bool:
+        """Whether it goes on."""
+        return self.phase is CanaryPhase.RUNNING
+
+
+class Serving(msgspec.Struct, frozen=True):
+    """What is to be served: every version that an alias names, all aliases, and the canaries that run."""
+
+    deployments: tuple[Deployment, ...] = ()
+    aliases: tuple[Alias, ...] = ()
+    canaries: tuple[Canary, ...] = ()
+
+
+class AuditEntry(msgspec.Struct, frozen=True):
+    """Who changed what, when; ``actor`` is the name of an admin token, or of the part of the host that did it."""
+
+    seq: int
+    at: float
+    actor: str
+    action: str
+    function: str
+    detail: dict[str, Any]
 
 
 class References(msgspec.Struct, frozen=True):
@@ -55,93 +119,20 @@ class FileMark(msgspec.Struct, frozen=True):
     mtime_ns: int
 
 
-class State(Protocol):
-    """
-    Functions and their immutable versions, numbered from 1 per function; models; API keys. Lives as long as the host.
+class TokenEntry(msgspec.Struct, frozen=True):
+    """A token of the admin API as it is kept: SHA-256 (hex) of its text, and what it may do."""
 
-    What an operation has returned is on the disk: it survives a kill and a power cut.
-    A version number is never given twice, not even after its function was removed.
-    Raises: StateError from every operation when the store itself fails.
-    """
+    name: str
+    sha256: str
+    role: str
+    added_at: float = 0.0
 
-    async def next_version(self, name: str) -> int:
-        """Return the number that the next version of *name* will get, if nothing else is deployed meanwhile."""
 
-    async def add_version_and_activate(self, new: NewVersion) -> Deployment:
-        """
-        Number *new*, keep it and make it the one that serves, all or nothing.
+class InvokeKeyEntry(msgspec.Struct, frozen=True):
+    """A key that opens one function over HTTP; ``requests_per_minute`` 0 means no limit."""
 
-        Raises: RouteTakenError if another active function has one of its routes.
-        """
-
-    async def remove_function(self, name: str) -> tuple[Deployment, ...]:
-        """
-        Forget *name* and its versions, which are returned; its highest number is kept.
-
-        Raises: FunctionNotFoundError.
-        """
-
-    async def active_deployments(self) -> tuple[Deployment, ...]:
-        """Return the serving version of each function, ordered by name."""
-
-    async def active(self, name: str) -> Deployment:
-        """
-        Return the serving version of *name*.
-
-        Raises: FunctionNotFoundError.
-        """
-
-    async def versions(self, name: str) -> tuple[Deployment, ...]:
-        """
-        Return every version of *name*, newest first.
-
-        Raises: FunctionNotFoundError.
-        """
-
-    async def routes(self) -> dict[str, tuple[str, ...]]:
-        """Return the routes of each active function."""
-
-    async def references(self) -> References:
-        """Return what must stay in the artifact store."""
-
-    async def update_artifact_key(self, function: str, version: int, artifact_key: str) -> None:
-        """Note that *version*'s native code is now kept under *artifact_key* (another engine, another key)."""
-
-    async def put_model(self, entry: ModelEntry) -> ModelEntry:
-        """Keep *entry* in place of what has its name, and return it with its time."""
-
-    async def remove_model(self, name: str) -> None:
-        """
-        Forget the model *name*; its file stays.
-
-        Raises: ModelNotFoundError.
-        """
-
-    async def models(self) -> tuple[ModelEntry, ...]:
-        """Return every registered model, ordered by name."""
-
-    async def fingerprint(self, mark: FileMark) -> str:
-        """Return the digest that was kept for just this file; '' if none was, or if it has changed since."""
-
-    async def keep_fingerprint(self, mark: FileMark, digest: str) -> None:
-        """Remember *digest* for as long as the file at that path stays as *mark* says."""
-
-    async def add_key(self, entry: KeyEntry) -> KeyEntry:
-        """
-        Keep *entry*, and return it with its time.
-
-        Raises: KeyTakenError if a key has that name.
-        """
-
-    async def remove_key(self, name: str) -> None:
-        """
-        Forget the key *name*.
-
-        Raises: KeyNotFoundError if there is none.
-        """
-
-    async def keys(self) -> tuple[KeyEntry, ...]:
-        """Return every API key, ordered by name."""
-
-    async def aclose(self) -> None:
-        """Finish what was begun and close the store."""
+    function: str
+    name: str
+    sha256: str
+    requests_per_minute: int = 0
+    added_at: float = 0.0
