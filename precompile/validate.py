@@ -14,6 +14,7 @@ from faas.errors import (
     UnknownImportsError,
     UnknownKindError,
 )
+from faas.guest import signatures as service_signatures
 from faas.invocation import Kind
 from faas.manifest import Manifest
 from faas.nn import signatures as nn_signatures
@@ -46,6 +47,9 @@ _HANDLE = FuncType("ii", "I")
 _OFFERED: dict[str, dict[str, FuncType]] = {
     signatures.MODULE: {name: FuncType(*signature) for name, signature in signatures.SIGNATURES.items()},
     nn_signatures.MODULE: {name: FuncType(*signature) for name, signature in nn_signatures.SIGNATURES.items()},
+    service_signatures.MODULE: {
+        name: FuncType(*signature) for name, signature in service_signatures.SIGNATURES.items()
+    },
 }
 
 GRANT_MODELS = 'grant it with `models = ["NAME"]` under [capabilities], or `faas deploy --model NAME`'
@@ -53,6 +57,7 @@ GRANT_MODELS = 'grant it with `models = ["NAME"]` under [capabilities], or `faas
 _HINTS: dict[str, str] = {
     signatures.MODULE: "WASI preview 1 has no such function; check the toolchain's version",
     nn_signatures.MODULE: GRANT_MODELS,
+    service_signatures.MODULE: "docs/abi.md lists what faas_v1 offers; use the SDK of this host's release",
     "wasi_unstable": "built for an old WASI snapshot; rebuild for wasm32-wasip1",
     "wasi": "WASI threads are not offered; build without threads (wasm32-wasip1)",
     "env": "symbols the linker left undefined; link in the library or object file that defines them",
@@ -122,7 +127,8 @@ def _check_imports(imports: Iterable[Import], manifest: Manifest) -> None:
     n_unknown = 0
     for item in imports:
         offered = _OFFERED.get(item.module, {}).get(item.name)
-        granted = item.module != nn_signatures.MODULE or bool(manifest.capabilities.models)
+        lacking = _lacking(item, manifest)
+        granted = not lacking
         if item.kind is ItemKind.FUNC and item.type == offered and granted:
             continue
         n_unknown += 1
@@ -130,7 +136,7 @@ def _check_imports(imports: Iterable[Import], manifest: Manifest) -> None:
             continue
         name = _import_name(item)
         names.append(name)
-        hint = _hint(item.module)
+        hint = (offered and lacking) or _hint(item.module)
         if item.kind is not ItemKind.FUNC:
             name += f" ({item.kind.value})"
         elif offered is not None and granted:
@@ -145,6 +151,16 @@ def _check_imports(imports: Iterable[Import], manifest: Manifest) -> None:
             f"the module imports what this host does not offer: {listed}",
             imports=list(dict.fromkeys(names)),
         )
+
+
+def _lacking(item: Import, manifest: Manifest) -> str:
+    """Return what has to be done before the manifest grants *item*; "" if it does."""
+    if item.module == nn_signatures.MODULE:
+        return "" if manifest.capabilities.models else GRANT_MODELS
+    if item.module == service_signatures.MODULE:
+        lacking = service_signatures.lacking(item.name, manifest.capabilities)
+        return f"grant it with `{lacking}` under [capabilities] of function.toml" if lacking else ""
+    return ""
 
 
 def _check_reserved(layout: Layout) -> None:

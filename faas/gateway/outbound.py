@@ -1,4 +1,7 @@
-"""Where invocations meet the outside: outbound HTTP of ``wasi:http`` guests, in the words of that interface."""
+"""
+Where invocations meet the outside: outbound HTTP in the words of ``wasi:http`` for components, of ``faas_v1`` for core
+modules. Both pass ``FunctionOutbound.fetch``.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,12 @@ import asyncio
 import ssl
 from collections.abc import Callable
 
+from faas.gateway.calls import FetchedResponse, FunctionCalls, function_at
+from faas.guest.errno import Errno, GuestError
+from faas.guest.ports import GuestRequest, Headers, SecretsPort
 from faas.invocation import Deployment
 from faas.outbound.client import Caller, Client, Lookup, Response
+from faas.outbound.credentials import Credentials
 from faas.outbound.exchange import Request
 from faas.outbound.failures import Failure, OutboundError
 from faas.wasi.p2.outbound_types import ErrorCode, HttpCodeError, OutboundRequest, OutboundResponse
@@ -41,8 +48,29 @@ _CASES = {
     Failure.RESPONSE_CODING: "HTTP-response-transfer-coding",
     Failure.PROTOCOL: "HTTP-protocol-error",
     Failure.UPGRADE: "HTTP-upgrade-failed",
+    Failure.LOOP: "loop-detected",
     Failure.OTHER: "internal-error",
 }
+
+_ERRNOS = {
+    Failure.DENIED: Errno.DENIED,
+    Failure.ADDRESS_PROHIBITED: Errno.DENIED,
+    Failure.LIMIT_REACHED: Errno.LIMIT,
+    Failure.LOOP: Errno.LIMIT,
+    Failure.NO_ADDRESS: Errno.NOT_FOUND,
+    Failure.METHOD_INVALID: Errno.INVALID,
+    Failure.URL_INVALID: Errno.INVALID,
+    Failure.REQUEST_HEADERS_INVALID: Errno.INVALID,
+    Failure.REQUEST_BODY_SIZE: Errno.INVALID,
+    Failure.URL_TOO_LONG: Errno.TOO_LARGE,
+    Failure.REQUEST_HEADERS_TOO_LARGE: Errno.TOO_LARGE,
+    Failure.DNS_TIMEOUT: Errno.TIMEOUT,
+    Failure.CONNECT_TIMEOUT: Errno.TIMEOUT,
+    Failure.RESPONSE_TIMEOUT: Errno.TIMEOUT,
+    Failure.READ_TIMEOUT: Errno.TIMEOUT,
+}
+"""What a core module is told; every other failure is ``FAILED``."""
+_UPLOAD_BYTES = 64 * 1024
 
 
 class Outbound:
@@ -51,21 +79,41 @@ class Outbound:
     def __init__(self, *, lookup: Lookup | None = None, tls: ssl.SSLContext | None = None) -> None:
         """Args: *lookup* and *tls* are there for tests; without them it is the system's resolver and certificates."""
         self._client = Client(lookup=lookup, tls=tls)
+        self.secrets: SecretsPort | None = None
+        """Where the credentials of manifests come from; without it none is set."""
 
     def for_function(
-        self, deployment: Deployment, on_log: Callable[[bytes], None], *, deadline: float | None = None
+        self,
+        deployment: Deployment,
+        on_log: Callable[[bytes], None],
+        *,
+        deadline: float | None = None,
+        calls: FunctionCalls | None = None,
     ) -> FunctionOutbound:
         """
         Return one invocation's way out, which the invocation closes.
 
         Args: *on_log* gets a line for each request that fails, without its newline; *deadline* is on the loop's clock,
-        in seconds, and else ``limits.timeout_s`` from now.
+        in seconds, and else ``limits.timeout_s`` from now; *calls* is who takes requests to ``NAME.faas.internal``.
         """
         manifest = deployment.manifest
         if deadline is None:
             deadline = asyncio.get_running_loop().time() + manifest.limits.timeout_s
         entries = manifest.capabilities.outbound
-        return FunctionOutbound(self._client.caller(deployment.function, entries, deadline=deadline, log=on_log))
+        credentials = manifest.capabilities.credentials
+        return FunctionOutbound(
+            self._client.caller(
+                deployment.function,
+                entries,
+                deadline=deadline,
+                log=on_log,
+                credentials=Credentials(deployment.function, credentials, self._secret) if credentials else None,
+            ),
+            calls,
+        )
+
+    def _secret(self, function: str, name: str) -> str | None:
+        return None if self.secrets is None else self.secrets.get(function, name)
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -73,12 +121,42 @@ class Outbound:
 
 
 class FunctionOutbound:
-    """One invocation's way out, as ``HttpContext.outbound`` wants it."""
+    """One invocation's way out, as ``HttpContext.outbound`` wants it; core modules have ``GuestOutbound``."""
 
-    __slots__ = ("_caller",)
+    __slots__ = ("_caller", "_calls")
 
-    def __init__(self, caller: Caller) -> None:
+    def __init__(self, caller: Caller, calls: FunctionCalls | None = None) -> None:
         self._caller = caller
+        self._calls = calls
+
+    async def fetch(self, request: Request) -> Response | FetchedResponse:
+        """
+        Send what either kind of guest asks for; what goes to ``NAME.faas.internal`` is a call, and never on a socket.
+
+        Raises: OutboundError.
+        """
+        try:
+            callee = function_at(request.authority)
+        except OutboundError as exc:
+            raise self._refused(request, exc) from None
+        if callee is None:
+            return await self._caller.send(request)
+        if request.scheme != "http":
+            error = OutboundError(Failure.URL_INVALID, "there is no TLS between functions; write http://")
+            raise self._refused(request, error)
+        if self._calls is None:
+            error = OutboundError(
+                Failure.DENIED, "the function may call no other; name those it may in [capabilities] calls"
+            )
+            raise self._refused(request, error)
+        return await self._calls.fetch(*callee, request)
+
+    def _refused(self, request: Request, error: OutboundError) -> OutboundError:
+        """Return *error*, which the log has now."""
+        if request.body is not None:
+            request.body.close()
+        self._caller.report(request.method, f"{request.scheme or 'https'}://{request.authority}", error)
+        return error
 
     async def send(self, request: OutboundRequest) -> OutboundResponse:
         """
@@ -87,7 +165,7 @@ class FunctionOutbound:
         Raises: HttpCodeError.
         """
         try:
-            response = await self._caller.send(
+            response = await self.fetch(
                 Request(
                     method=request.method,
                     scheme=request.scheme,
@@ -102,13 +180,18 @@ class FunctionOutbound:
             )
         except OutboundError as exc:
             raise HttpCodeError(error_code(exc)) from exc
-        return OutboundResponse(
+        made = OutboundResponse(
             status=response.status, headers=list(response.headers), body=_Body(response), close=response.close
         )
+        if isinstance(response, FetchedResponse):
+            made.trailers = response.trailers
+        return made
 
     def close(self) -> None:
         """End whatever is still in progress; on the loop. Safe to call more than once."""
         self._caller.close()
+        if self._calls is not None:
+            self._calls.close()
 
 
 class _Body:
@@ -116,7 +199,7 @@ class _Body:
 
     __slots__ = ("_body",)
 
-    def __init__(self, response: Response) -> None:
+    def __init__(self, response: Response | FetchedResponse) -> None:
         self._body = response.body
 
     def read_nowait(self, n: int) -> bytes | None:
@@ -132,6 +215,113 @@ class _Body:
             await self._body.wait_readable()
         except OutboundError as exc:
             raise HttpCodeError(error_code(exc)) from exc
+
+
+class GuestOutbound:
+    """One invocation's way out, as ``faas.guest`` wants it."""
+
+    __slots__ = ("_outbound",)
+
+    def __init__(self, outbound: FunctionOutbound) -> None:
+        self._outbound = outbound
+
+    async def send(self, request: GuestRequest) -> GuestReply:
+        """Raises: GuestError."""
+        scheme, separator, rest = request.target.partition("://")
+        if not separator:
+            raise GuestError(Errno.INVALID, "the `url` of a request begins with https:// or http://")
+        at = min((rest.find(mark) for mark in "/?#" if mark in rest), default=len(rest))
+        headers = [header for header in request.headers if header[0].lower() != "content-length"]
+        body = None
+        if request.body:
+            headers.append(("content-length", str(len(request.body)).encode()))
+            body = _WholeBody(request.body)
+        try:
+            response = await self._outbound.fetch(
+                Request(
+                    method=request.method,
+                    scheme=scheme,
+                    authority=rest[:at],
+                    target=rest[at:],
+                    headers=headers,
+                    body=body,
+                    connect_timeout_s=request.timeout_s,
+                    first_byte_timeout_s=request.timeout_s,
+                    between_bytes_timeout_s=request.timeout_s,
+                )
+            )
+        except OutboundError as exc:
+            raise guest_error(exc) from exc
+        return GuestReply(response)
+
+    def close(self) -> None:
+        """End whatever is still in progress; on the loop. Safe to call more than once."""
+        self._outbound.close()
+
+
+class GuestReply:
+    """A response as ``faas.guest`` wants it; itself the body of it."""
+
+    __slots__ = ("_response",)
+
+    def __init__(self, response: Response | FetchedResponse) -> None:
+        self._response = response
+
+    @property
+    def status(self) -> int:
+        """The status."""
+        return self._response.status
+
+    @property
+    def headers(self) -> Headers:
+        """The headers."""
+        return self._response.headers
+
+    @property
+    def body(self) -> GuestReply:
+        """The body, whose errors are errnos."""
+        return self
+
+    def read_nowait(self, n: int) -> bytes | None:
+        """Raises: GuestError."""
+        try:
+            return self._response.body.read_nowait(n)
+        except OutboundError as exc:
+            raise guest_error(exc) from exc
+
+    async def wait_readable(self) -> None:
+        """Raises: GuestError."""
+        try:
+            await self._response.body.wait_readable()
+        except OutboundError as exc:
+            raise guest_error(exc) from exc
+
+    def close(self) -> None:
+        """End it. Safe to call more than once."""
+        self._response.close()
+
+
+class _WholeBody:
+    """A request's body that is there already."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self, content: bytes) -> None:
+        self._left = memoryview(content)
+
+    async def next_chunk(self) -> bytes:
+        """Return the next bytes."""
+        chunk, self._left = self._left[:_UPLOAD_BYTES], self._left[_UPLOAD_BYTES:]
+        return bytes(chunk)
+
+    def close(self) -> None:
+        """Take no more."""
+        self._left = memoryview(b"")
+
+
+def guest_error(error: OutboundError) -> GuestError:
+    """Return what a core module is told of *error*, without a reason: ``Caller.report`` has logged it."""
+    return GuestError(_ERRNOS.get(error.failure, Errno.FAILED))
 
 
 def error_code(error: OutboundError) -> ErrorCode:

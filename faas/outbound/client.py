@@ -27,6 +27,7 @@ from yarl import URL
 from faas.destinations import AllowList, parse_address
 from faas.outbound.addresses import prohibition
 from faas.outbound.body import Download, Upload
+from faas.outbound.credentials import Added, Credentials
 from faas.outbound.exchange import MAX_HEADERS_BYTES, Headers, Outgoing, Request, check, end_to_end
 from faas.outbound.failures import Failure, OutboundError, from_client, from_lookup
 
@@ -72,14 +73,22 @@ class Client:
         self.sockets: Sockets = weakref.WeakSet()
         self.n_running = 0
 
-    def caller(self, function: str, entries: tuple[str, ...], *, deadline: float, log: LogLine) -> Caller:
+    def caller(
+        self,
+        function: str,
+        entries: tuple[str, ...],
+        *,
+        deadline: float,
+        log: LogLine,
+        credentials: Credentials | None = None,
+    ) -> Caller:
         """
         Return what one invocation of *function* sends its requests through, and closes when it ends.
 
         Args: *entries* are the manifest's ``capabilities.outbound``; *deadline* is on the loop's clock, in seconds;
-        *log* gets a line for each request that fails.
+        *log* gets a line for each request that fails; *credentials* are added to the requests that they are for.
         """
-        return Caller(self, function, entries, deadline, log)
+        return Caller(self, function, entries, deadline, log, credentials=credentials)
 
     async def aclose(self) -> None:
         """Close every connection; nothing can be sent afterwards. Safe to call more than once."""
@@ -158,12 +167,32 @@ class Share:
 class Caller:
     """One invocation's way out; lives as long as it. Thread: the loop's only."""
 
-    __slots__ = ("_client", "_entries", "_exchanges", "_function", "_log", "_n_log_lines", "closed", "deadline")
+    __slots__ = (
+        "_client",
+        "_credentials",
+        "_entries",
+        "_exchanges",
+        "_function",
+        "_log",
+        "_n_log_lines",
+        "closed",
+        "deadline",
+    )
 
-    def __init__(self, client: Client, function: str, entries: tuple[str, ...], deadline: float, log: LogLine) -> None:
+    def __init__(
+        self,
+        client: Client,
+        function: str,
+        entries: tuple[str, ...],
+        deadline: float,
+        log: LogLine,
+        *,
+        credentials: Credentials | None = None,
+    ) -> None:
         self._client = client
         self._function = function
         self._entries = entries
+        self._credentials = credentials
         self.deadline = deadline
         self._log = log
         self._n_log_lines = 0
@@ -226,7 +255,8 @@ class Caller:
                 Failure.DENIED,
                 "no entry of [capabilities] outbound in function.toml allows it; add it and deploy again",
             )
-        exchange = _Exchange(self, client, share, request, outgoing)
+        added = () if self._credentials is None else self._credentials.added(*place)
+        exchange = _Exchange(self, client, share, request, outgoing, added=added)
         if share.n_running >= MAX_REQUESTS_PER_FUNCTION or client.n_running >= MAX_REQUESTS:
             raise OutboundError(
                 Failure.LIMIT_REACHED,
@@ -275,6 +305,7 @@ class _Exchange:
 
     __slots__ = (
         "__weakref__",
+        "_added",
         "_caller",
         "_client",
         "_discarding",
@@ -289,7 +320,17 @@ class _Exchange:
         "share",
     )
 
-    def __init__(self, caller: Caller, client: Client, share: Share, request: Request, outgoing: Outgoing) -> None:
+    def __init__(
+        self,
+        caller: Caller,
+        client: Client,
+        share: Share,
+        request: Request,
+        outgoing: Outgoing,
+        *,
+        added: Sequence[Added] = (),
+    ) -> None:
+        self._added = added
         self._caller = caller
         self._client = client
         self._outgoing = outgoing
@@ -341,6 +382,10 @@ class _Exchange:
     async def _send(self) -> aiohttp.ClientResponse:
         outgoing, body = self._outgoing, self.request.body
         headers = list(outgoing.headers)
+        if self._added:
+            ours = {added.name for added in self._added}
+            headers = [header for header in headers if header[0].lower() not in ours]
+            headers += [(added.name, added.value) for added in self._added]
         if _crowded(self.share.sockets, MAX_KEPT_PER_FUNCTION) or _crowded(self._client.sockets, MAX_KEPT):
             headers.append(("Connection", "close"))
         if body is not None:

@@ -129,6 +129,11 @@ def check(request: Request) -> Outgoing:
     return Outgoing(method, scheme, host, port or DEFAULT_PORTS[scheme], target, headers, content_length)
 
 
+def valid_value(value: str) -> bool:
+    """Whether *value* may be sent as a header's."""
+    return _VALUE.fullmatch(value.encode()) is not None
+
+
 def end_to_end(headers: Headers) -> list[tuple[str, bytes]]:
     """Return *headers* without those of one connection, also those that ``Connection`` names."""
     dropped = _dropped(headers, HOP_BY_HOP)

@@ -44,6 +44,7 @@ class Failure(Enum):
     RESPONSE_CODING = "response transfer coding"
     PROTOCOL = "no valid HTTP"
     UPGRADE = "upgrade failed"
+    LOOP = "too many calls in a row"
     OTHER = "failed"
 
 

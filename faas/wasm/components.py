@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from faas.errors import ArtifactTamperedError, FaasError, GuestTrapError
 from faas.wasi import wit
+from faas.wasi.p2.keyvalue import Granted
 from faas.wasi.p2.resources import ComponentFunction, WitError
 from faas.wasm import calls, capi
 from faas.wasm.engine import (
@@ -193,15 +194,16 @@ class ComponentFiber(Fiber):
     """
     One invocation of a component: a Fiber whose guest is made of core instances that nobody sees.
 
-    Host functions get it as ``guest``: ``wasi``, ``http``, ``nn``, ``request_yield``.
+    Host functions get it as ``guest``: ``wasi``, ``http``, ``nn``, ``granted``, ``request_yield``.
     """
 
-    __slots__ = ("_answer", "_declared", "_handles", "_values", "http")
+    __slots__ = ("_answer", "_declared", "_handles", "_values", "granted", "http")
 
     def __init__(self, engine: int, into: ModuleType, values: ModuleType, *args: Any, **limits: Any) -> None:
         """Args: *values* has the conversions: ``values``, or the same in C; the rest as for ``Fiber``."""
         super().__init__(engine, into, *args, **limits)
         self.http: Any = None
+        self.granted: Granted | None = None
         self._values = values
         self._handles = values.Handles(self, MAX_HANDLES)
         self._handles.bind(self._context)

@@ -26,6 +26,7 @@ from faas.errors import (
     MemoryLimitError,
     OverloadedError,
 )
+from faas.guest.session import GuestSession
 from faas.nn.session import NnContext
 from faas.wasi.context import GuestExit, WasiContext
 from faas.wasm import calls, capi
@@ -76,7 +77,7 @@ class Fiber:
     """
     One invocation's guest: a fresh store, a fresh instance, and what its host calls need; closed exactly once.
 
-    This is also the ``guest`` that host functions get: ``memory``, ``wasi``, ``nn``, ``request_yield``.
+    This is also the ``guest`` that host functions get: ``memory``, ``wasi``, ``nn``, ``services``, ``request_yield``.
 
     Thread: used from the loop thread, and from a pool thread only inside an off-loaded slice.
     """
@@ -96,6 +97,7 @@ class Fiber:
         "_must_yield",
         "_on_closed",
         "_retire",
+        "_services",
         "_store",
         "_template",
         "_turns",
@@ -112,6 +114,7 @@ class Fiber:
         "memory_limit_bytes",
         "nn",
         "on_pause",
+        "open_services",
         "wasi",
     )
 
@@ -137,6 +140,9 @@ class Fiber:
         """
         self.wasi = wasi
         self.nn: NnContext | None = None
+        self.open_services: Callable[[], GuestSession] | None = None
+        """Makes the request's ``services``, which most guests never ask for; None while there is no request."""
+        self._services: GuestSession | None = None
         self.memory: Any = None
         self.failure: BaseException | None = None
         self.cpu_ns = 0
@@ -293,6 +299,20 @@ class Fiber:
             self.memory = memory
         return memory  # type: ignore[no-any-return]
 
+    @property
+    def services(self) -> GuestSession | None:
+        """What the request has open by ``faas_v1``, made when it is first asked for; None while there is no request."""
+        if self._services is None and self.open_services is not None:
+            self._services = self.open_services()
+        return self._services
+
+    def end_services(self) -> None:
+        """Close what the request has open by ``faas_v1``, and open nothing more; on the loop."""
+        self.open_services = None
+        services, self._services = self._services, None
+        if services is not None:
+            services.close()
+
     def close(self, *, soon: bool = False) -> None:
         """
         Drop the instance and free its slot: at once, or when the slice that is running right now ends.
@@ -304,6 +324,10 @@ class Fiber:
         self._closed = True
         if self.nn is not None:
             self.nn.close()
+        if self._services is None:
+            self.open_services = None  # a slice may still run, and ask for the first time
+        else:
+            self.end_services()
         busy = self._busy
         if busy is not None and not busy.done():
             loop = asyncio.get_running_loop()

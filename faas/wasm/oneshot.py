@@ -27,6 +27,7 @@ from faas.errors import (
     UnknownImportsError,
     UnknownKindError,
 )
+from faas.guest.signatures import MODULE as SERVICE_MODULE
 from faas.nn.session import NnContext
 from faas.nn.signatures import MODULE as NN_MODULE
 from faas.wasm.host import HostFunction
@@ -69,8 +70,9 @@ def run_once(
 
     Args: *args* follow the program's name; *dirs* are (host folder, guest path) pairs, readable and writable;
     *models* is entered if the program imports WASI-NN, and left at its end; a component can't have any.
-    Raises: NotWasmError, InvalidModuleError, UnknownImportsError (also for WASI-NN without *models*),
-    UnknownKindError, GuestTrapError (for a host folder that can't be opened), and what entering *models* raises.
+    Raises: NotWasmError, InvalidModuleError, UnknownImportsError (also for WASI-NN without *models*, and for
+    ``faas_v1``), UnknownKindError, GuestTrapError (for a host folder that can't be opened), and what entering *models*
+    raises.
     """
     wasm = _read(path)
     engine = wasmtime.Engine()
@@ -82,6 +84,11 @@ def run_once(
         raise InvalidModuleError(f"{path} does not validate: {_first_line(exc)}; build it again") from exc
     if not any(export.name == "_start" for export in module.exports):
         raise UnknownKindError(f"{path} exports no _start, so it is no program; build it as a command, or deploy it")
+    if any(item.module == SERVICE_MODULE for item in module.imports):
+        raise UnknownImportsError(
+            f"{path.name} uses what a host has for its functions ({SERVICE_MODULE}: stores, settings, HTTP, calls, "
+            "jobs), and 'faas run' has none of it; run it on a host: faas serve, then faas deploy"
+        )
     wants_models = any(item.module == NN_MODULE for item in module.imports)
     if wants_models and models is None:
         raise UnknownImportsError(f"{path.name} uses models ({NN_MODULE}); give it one: --model NAME=FILE.gguf")

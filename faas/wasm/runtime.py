@@ -18,7 +18,7 @@ from faas.wasm import calls, capi, components, values
 from faas.wasm.components import ComponentFiber, ComponentLinker, ComponentTemplate
 from faas.wasm.engine import EngineProfile, engine_pointer, new_engine
 from faas.wasm.fiber import Fiber, async_trampoline, first_line
-from faas.wasm.host import HostFunction, p2, wasi, wasi_nn
+from faas.wasm.host import HostFunction, faas, p2, wasi, wasi_nn
 from faas.wasm.template import Template
 from faas.wasm.turns import Turns
 
@@ -196,5 +196,6 @@ class Runtime:
 HOST_IMPORTS: dict[str, Mapping[str, HostFunction]] = {
     "wasi_snapshot_preview1": wasi.FUNCTIONS,
     "wasi_ephemeral_nn": wasi_nn.FUNCTIONS,
+    "faas_v1": faas.FUNCTIONS,
 }
 """Everything a guest can import, by module; what each function may use of it is the manifest's to say."""

@@ -66,6 +66,9 @@ def test_new_refuses_a_name_that_can_not_be_deployed(faas, folder, name):
         ("rust-reactor/faas/lib.rs", "rust/faas/src/lib.rs"),
         ("rust-reactor/faas/msgpack.rs", "rust/faas/src/msgpack.rs"),
         ("rust-reactor/faas/nn.rs", "rust/faas/src/nn.rs"),
+        ("rust-reactor/faas/v1.rs", "rust/faas/src/v1.rs"),
+        ("c-command/faas_v1.h", "c/faas_v1.h"),
+        ("c-reactor/faas_v1.h", "c/faas_v1.h"),
         ("rust-reactor/faas/json.rs", "rust/faas/src/json.rs"),
     ],
 )

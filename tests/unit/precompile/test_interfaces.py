@@ -28,7 +28,7 @@ from precompile.validate import ModuleFacts
 FUNCTION = Manifest(name="f")
 PROFILE = EngineProfile()
 HANDLERS = sorted(path for path in (FUNCTIONS / "http").glob("*.wasm") if path.stem != "program")
-NN = Manifest(name="f", capabilities=Capabilities(models=("m",)))
+GRANTED = Manifest(name="f", capabilities=Capabilities(models=("m",), kv=("default",)))
 
 
 def check(wasm: bytes, manifest: Manifest = FUNCTION) -> ModuleFacts:
@@ -41,7 +41,7 @@ def imported(interface: str, *exports: str) -> str:
 
 @pytest.mark.parametrize("path", HANDLERS, ids=lambda path: path.stem)
 def test_handlers_of_every_release_are_of_the_kind_http(path) -> None:
-    facts = check(path.read_bytes(), NN if path.stem.startswith("models") else FUNCTION)
+    facts = check(path.read_bytes(), GRANTED if path.stem.startswith(("models", "kv")) else FUNCTION)
 
     assert facts.kind is Kind.HTTP
     assert facts.n_core_modules >= 1
@@ -65,7 +65,7 @@ def test_the_facts_name_every_import_and_export() -> None:
 def test_every_interface_of_the_wit_texts_may_be_imported(interface: str) -> None:
     versioned = interface if "@" in interface else f"{interface}@0.2.99"
 
-    assert versioned in check(wat.handler(imported(versioned)), NN).imports
+    assert versioned in check(wat.handler(imported(versioned)), GRANTED).imports
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_every_interface_of_the_wit_texts_may_be_imported(interface: str) -> Non
         ("wasi:http/types@0.2.0-rc-2023-12-05", "a preview of WASI 0.2"),
         ("wasi:io/streams", "this host has WASI 0.2"),
         ("wasi:io/streams@0.1.0", "this host has WASI 0.2"),
-        ("wasi:keyvalue/store@0.2.0-draft", "nothing on this host offers them"),
+        ("wasi:keyvalue/readwrite@0.1.0", r"wasi:keyvalue@0\.2\.0-draft2 and @0\.2\.0-draft"),
         ("fermyon:spin/llm@2.0.0", "nothing on this host offers them"),
         ("wasi:nn/tensor@0.2.0-rc-2024-06-25", "rebuild with one of them"),
         ("wasi:config/store@0.2.0-draft", r"wasi:config/store@0\.2\.0-rc\.1"),
@@ -107,6 +107,13 @@ def test_models_need_a_grant_and_outbound_requests_none() -> None:
     with pytest.raises(UnknownImportsError, match=r'models = \["NAME"\]'):
         check(wat.handler(imported("wasi:nn/errors@0.2.0-rc-2024-10-28")))
     check(wat.handler(imported("wasi:http/outgoing-handler@0.2.12")))
+
+
+@pytest.mark.parametrize("draft", ["0.2.0-draft", "0.2.0-draft2"])
+def test_stores_need_a_grant(draft: str) -> None:
+    with pytest.raises(UnknownImportsError, match=r'kv = \["default"\]'):
+        check(wat.handler(imported(f"wasi:keyvalue/store@{draft}")))
+    check(wat.handler(imported(f"wasi:keyvalue/store@{draft}")), GRANTED)
 
 
 def test_a_function_that_the_interface_lacks_is_refused() -> None:

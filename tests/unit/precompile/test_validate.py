@@ -213,6 +213,32 @@ def test_the_imports_of_models_need_a_grant_and_the_right_signature() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "signature", "grant", "said"),
+    [
+        ("kv_open", "i32 i32 i32", Capabilities(kv=("default",)), r'kv = \["default"\]'),
+        ("secret_get", "i32 i32 i32", Capabilities(secrets=("A",)), r'secrets = \["NAME"\]'),
+        ("http_begin", "i32 i32 i32", Capabilities(outbound=("a.test",)), r'outbound = \["api.example.org"\]'),
+        ("call_begin", "i32 i32 i32", Capabilities(calls=("g",)), r'calls = \["FUNCTION"\]'),
+        ("job_enqueue", "i32 i32 i32", Capabilities(calls=("g",)), r'calls = \["FUNCTION"\]'),
+    ],
+)
+def test_an_import_of_faas_v1_needs_its_capability(name: str, signature: str, grant: Capabilities, said: str) -> None:
+    wat = f'(import "faas_v1" "{name}" (func (param {signature}) (result i32)))' + MEMORY + START
+    check(wat, Manifest(name="f", capabilities=grant))
+    with pytest.raises(UnknownImportsError, match=rf"faas_v1\.{name} \(grant it with `{said}`"):
+        check(wat)
+    with pytest.raises(UnknownImportsError, match="signature is wrong"):
+        check(wat.replace("(result i32)", ""), Manifest(name="f", capabilities=grant))
+
+
+def test_config_needs_no_capability_and_an_unknown_name_of_faas_v1_is_refused() -> None:
+    config = '(import "faas_v1" "config_get" (func (param i32 i32 i32) (result i32)))'
+    check(config + MEMORY + START)
+    with pytest.raises(UnknownImportsError, match=r"faas_v1\.kv_teleport .*docs/abi.md"):
+        check(config.replace("config_get", "kv_teleport") + MEMORY + START)
+
+
+@pytest.mark.parametrize(
     ("wat", "found"),
     [
         ('(func (export "_initialize") (param i32))', r"\(i32\) -> \(\)"),

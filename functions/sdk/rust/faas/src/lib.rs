@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! SDK for `reactor` functions; [`nn`] and [`json`] are for commands as well.
+//! SDK for `reactor` functions; [`v1`], [`nn`] and [`json`] are for commands as well.
 //!
 //! A reactor function receives a whole request and returns a whole response:
 //!
@@ -24,6 +24,7 @@
 pub mod json;
 pub mod msgpack;
 pub mod nn;
+pub mod v1;
 
 use msgpack::{DecodeError, Reader, Value, Writer};
 
