@@ -11,7 +11,8 @@ from typing import Protocol
 from faas.control.deployer import see_through
 from faas.errors import KeyTakenError
 from faas.log import event
-from faas.state.base import KeyEntry, State
+from faas.state.base import KeyEntry
+from faas.state.state import State
 from faas.wire.messages import ApiKey
 
 ANONYMOUS = "anonymous"
@@ -40,14 +41,19 @@ class KeyRing:
 
     async def entries(self) -> tuple[KeyEntry, ...]:
         """Return every key, ordered by name."""
-        return await self._state.keys()
+        return await self._state.access.keys()
 
     async def keys(self) -> tuple[ApiKey, ...]:
         """Return what workers are told."""
         return tuple(
             ApiKey(name=entry.name, sha256=entry.sha256, tokens_per_minute=entry.tokens_per_minute)
-            for entry in await self._state.keys()
+            for entry in await self._state.access.keys()
         )
+
+    async def spread(self) -> None:
+        """Have every worker go by what is kept now."""
+        async with self._lock:
+            await self._fleet.set_keys(await self.keys())
 
     async def add(self, name: str, tokens_per_minute: int) -> tuple[KeyEntry, str]:
         """
@@ -74,12 +80,12 @@ class KeyRing:
             await see_through(self._remove(name))
 
     async def _add(self, entry: KeyEntry) -> KeyEntry:
-        kept = await self._state.add_key(entry)
+        kept = await self._state.access.add_key(entry)
         event(_logger, "key.added", key=entry.name, tokens_per_minute=entry.tokens_per_minute)
         await self._fleet.set_keys(await self.keys())
         return kept
 
     async def _remove(self, name: str) -> None:
-        await self._state.remove_key(name)
+        await self._state.access.remove_key(name)
         event(_logger, "key.removed", key=name)
         await self._fleet.set_keys(await self.keys())
