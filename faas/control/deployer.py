@@ -16,12 +16,14 @@ from faas.artifacts.bundle import check_bundle
 from faas.artifacts.store import ArtifactStore
 from faas.clock import Clock
 from faas.control.compiler import Compiled, Compiler
+from faas.control.sharing import SharedFiles
 from faas.errors import ArtifactError, ArtifactMissingError, FaasError, FrameTooLargeError, ManifestError, StateError
-from faas.invocation import Deployment, Kind
+from faas.invocation import LIVE, Alias, Deployment, Kind, leading
 from faas.log import event, exception
 from faas.manifest import Manifest
 from faas.routes import refuse_conflicts
-from faas.state.base import NewVersion, State
+from faas.state.base import Canary, CanaryPhase, CanaryPlan, NewVersion, Serving
+from faas.state.state import State
 from faas.wire.framing import encode_frame
 from faas.wire.messages import Table
 
@@ -43,6 +45,27 @@ class Upload(msgspec.Struct, frozen=True):
     bundle: Path | None = None
 
 
+class Placement(msgspec.Struct, frozen=True):
+    """
+    Which requests a new version gets: those of ``alias`` ("": none), or with a ``canary`` step by step ``live``'s.
+
+    ``actor`` is who deploys, for the audit log.
+    """
+
+    alias: str = LIVE
+    canary: CanaryPlan | None = None
+    sticky: str = ""
+    actor: str = ""
+
+    @property
+    def leaving(self) -> str:
+        """The alias that does not name what it named before any more."""
+        return "" if self.canary is not None else self.alias
+
+
+ALL_REQUESTS = Placement()
+
+
 class Sizes(msgspec.Struct, frozen=True):
     """What one version takes on the disk; 0 for what is missing."""
 
@@ -57,14 +80,16 @@ class Fleet(Protocol):
     async def prepare(self, deployment: Deployment) -> None:
         """Have every worker try *deployment*; raises what it met."""
 
-    async def activate(self, deployments: tuple[Deployment, ...]) -> int:
-        """Have every worker serve exactly *deployments*; never fails."""
+    async def activate(self, deployments: tuple[Deployment, ...], aliases: tuple[Alias, ...] = ()) -> int:
+        """Have every worker serve exactly *deployments*, by *aliases*; never fails."""
 
 
 class Deployer:
     """
     Changes what is served; lives as long as the host. Modules are compiled side by side, all changes are serial.
 
+    Every change has the same three parts: every worker loads what it does not serve yet, one transaction, one table to
+    every worker. A canary's steps need no first part, so they don't wait for one that is under way.
     Before the commit a failure or a cancellation leaves nothing behind. After it the rest runs to its end, even if
     whoever asked is gone.
     """
@@ -79,25 +104,33 @@ class Deployer:
         clock: Clock,
         max_reserved: int,
         n_workers: int,
+        keep_versions: int = 10,
     ) -> None:
         """
         Call ``restore`` before anything else.
 
-        Args: *max_reserved* is how many slots of each of the *n_workers* all functions together may reserve.
+        Args: *max_reserved* is how many slots of each of the *n_workers* all functions together may reserve;
+        *keep_versions* how many versions of a function stay that nothing names.
         """
+        self._keep_versions = keep_versions
         self._n_workers = n_workers
         self._max_reserved = max_reserved
         self._state = state
         self._store = store
+        self._files = SharedFiles(state, store)
+        # Where another host deployed a version for another engine: its native code's key here.
+        self._own_keys: dict[tuple[str, int], str] = {}
         self._compiler = compiler
         self._fleet = fleet
         self._clock = clock
         self._lock = asyncio.Lock()
+        # From a commit until what it changed is in ``_serving``: tables go out in the order of the commits.
+        self._committing = asyncio.Lock()
         # Files that are stored and in no version yet: those of so many deploys; no sweep may run meanwhile.
         self._n_uncommitted = 0
         self._sweeping = asyncio.Lock()
         self._sweep_is_due = False
-        self._active: dict[str, Deployment] = {}
+        self._serving: dict[str, Serving] = {}
         self._remaking: dict[str, asyncio.Task[None]] = {}
         self._failed: dict[str, tuple[float, Exception]] = {}  # key → (when to try again, what it met)
 
@@ -109,20 +142,90 @@ class Deployer:
         the others serve.
         """
         async with self._lock:
-            self._active = {d.function: d for d in await self._state.active_deployments()}
-            stale = await asyncio.to_thread(
-                lambda: [d for d in self._active.values() if not self._compiler.is_current(d)]
-            )
-            await asyncio.gather(*map(self._renew, stale))
+            await self._load()
+            await self._state.functions.collect(self._keep_versions)
             await self._sweep()
-            return self._table()
+            return self.deployments
 
-    async def deploy(self, upload: Upload, on_progress: Callable[[str], None]) -> Deployment:
+    async def refresh(self) -> None:
         """
-        Make *upload* the serving version of its function; every worker serves it when this returns.
+        Have every worker serve what the state says now: another host may have changed it.
+
+        Raises: StateError.
+        """
+        async with self._lock:
+            before = {(known.function, known.version) for known in self.deployments}
+            for deployment in await self._compiled(await self._state.functions.serving()):
+                if (deployment.function, deployment.version) not in before:
+                    await self._warm_up(deployment)
+            if await self._load():
+                await self._fleet.activate(self.deployments, self.aliases)
+
+    async def _warm_up(self, deployment: Deployment) -> None:
+        """Have workers load what they are about to serve: it is committed, whatever comes of that here."""
+        try:
+            await self._fleet.prepare(deployment)
+        except FaasError as exc:
+            event(
+                _logger,
+                "refresh.not_prepared",
+                level=logging.ERROR,
+                function=deployment.function,
+                version=deployment.version,
+                code=exc.code,
+                reason=exc.message,
+            )
+
+    async def _load(self) -> bool:
+        """Go by what the state says, compiled for the engine of today where that is possible; return if it changed."""
+        await self._compiled(await self._state.functions.serving())
+        async with self._committing:
+            serving = _by_function(self._ours(await self._state.functions.serving()))
+            changed = serving != self._serving
+            self._serving = serving
+        return changed
+
+    async def _compiled(self, serving: Serving) -> tuple[Deployment, ...]:
+        """Return the versions in *serving* with native code of ours, made where it can be."""
+        await asyncio.gather(*map(self._fetch, serving.deployments))
+        deployments = self._ours(serving).deployments
+        stale = await asyncio.to_thread(lambda: [d for d in deployments if not self._compiler.is_current(d)])
+        await asyncio.gather(*map(self._renew, stale))
+        return self._ours(serving).deployments
+
+    def _ours(self, serving: Serving) -> Serving:
+        """Return *serving* with this host's keys of native code."""
+        if not self._own_keys:
+            return serving
+        return msgspec.structs.replace(serving, deployments=tuple(map(self._our, serving.deployments)))
+
+    def _our(self, deployment: Deployment) -> Deployment:
+        key = self._own_keys.get((deployment.function, deployment.version))
+        return deployment if key is None else msgspec.structs.replace(deployment, artifact_key=key)
+
+    @property
+    def deployments(self) -> tuple[Deployment, ...]:
+        """Every version that is served."""
+        return tuple(d for name in sorted(self._serving) for d in self._serving[name].deployments)
+
+    @property
+    def aliases(self) -> tuple[Alias, ...]:
+        """The aliases that workers have to be told of."""
+        return _told(self._serving)
+
+    @property
+    def canaries(self) -> tuple[Canary, ...]:
+        """The canaries that run."""
+        return tuple(canary for serving in self._serving.values() for canary in serving.canaries)
+
+    async def deploy(
+        self, upload: Upload, on_progress: Callable[[str], None], placement: Placement = ALL_REQUESTS
+    ) -> Deployment:
+        """
+        Make *upload* the newest version of its function; every worker serves it, as *placement* says, on return.
 
         Args: *on_progress* hears of each stage as it begins.
-        Raises: DeployError and whatever else stood in the way; the old version still serves then.
+        Raises: DeployError and whatever else stood in the way; what served before still does then.
         """
         name = upload.manifest.name
         began = self._clock.monotonic()
@@ -131,12 +234,13 @@ class Deployer:
             self._n_uncommitted += 1
         try:
             with self._refusable(name):
-                new = await self._build(upload, on_progress)
+                await self._state.functions.check_placement(name, placement.alias)
+                new = await self._build(upload, on_progress, placement)
                 await self._lock.acquire()
             try:
                 with self._refusable(name):
-                    await self._try(new, on_progress)
-                deployment = await see_through(self._serve(new, on_progress))
+                    await self._try(new, on_progress, placement)
+                deployment = await see_through(self._serve(new, on_progress, placement))
             finally:
                 self._lock.release()
         finally:
@@ -165,14 +269,146 @@ class Deployer:
             self._sweep_is_due = True
             raise
 
-    async def remove(self, name: str) -> None:
+    async def remove(self, name: str, *, actor: str = "") -> None:
         """
         Remove *name* with all its versions; no worker serves it when this returns.
 
         Raises: FunctionNotFoundError, StateError.
         """
         async with self._lock:
-            await see_through(self._remove(name))
+            await see_through(self._remove(name, actor))
+
+    async def remove_version(self, name: str, version: int, *, actor: str = "") -> None:
+        """
+        Remove one version of *name*, which no alias names.
+
+        Raises: FunctionNotFoundError, VersionNotFoundError, VersionInUseError, StateError.
+        """
+
+        async def remove() -> None:
+            await self._state.functions.remove_version(name, version, actor=actor)
+            await self._sweep()
+
+        async with self._lock:
+            await see_through(remove())
+        event(_logger, "version.removed", function=name, version=version)
+
+    # ---- traffic ----------------------------------------------------------------------------------------------------
+
+    async def set_alias(self, alias: Alias, *, actor: str = "") -> None:
+        """
+        Have an alias, made if it is not there, share its requests out as *alias* says; every worker does on return.
+
+        Raises: as ``FunctionStore.set_alias``; what a worker met when it tried a version that it did not serve.
+        """
+        async with self._lock:
+            for version in alias.shares:
+                await self._prepare(alias.function, version)
+            change = self._state.functions.set_alias(alias, actor=actor)
+            await see_through(self._change(alias.function, change))
+        event(
+            _logger,
+            "alias.set",
+            function=alias.function,
+            alias=alias.alias,
+            version=alias.version,
+            other=alias.other,
+            weight=alias.weight,
+        )
+
+    async def remove_alias(self, name: str, alias: str, *, actor: str = "") -> None:
+        """
+        Remove an alias; its versions stay until there are too many. Nobody reaches it on return.
+
+        Raises: as ``FunctionStore.remove_alias``.
+        """
+        async with self._lock:
+            await see_through(self._change(name, self._state.functions.remove_alias(name, alias, actor=actor)))
+        event(_logger, "alias.removed", function=name, alias=alias)
+
+    async def rollback(self, name: str, to: int = 0, *, actor: str = "") -> tuple[int, float]:
+        """
+        Have ``live`` go back to the version before it, or to *to*; all requests go there on return.
+
+        Returns: which version, and when that was committed (Unix time).
+
+        Raises: as ``FunctionStore.rollback``; what a worker met when it tried that version.
+        """
+        async with self._lock:
+            version = (await self._state.functions.rollback_target(name, to)).version
+            await self._prepare(name, version)
+            change = self._state.functions.rollback(name, to, expected=version, actor=actor)
+            committed_at = await see_through(self._change(name, change))
+        event(
+            _logger,
+            "rollback.done",
+            function=name,
+            version=version,
+            activate_ms=(self._clock.time_ns() / 1e9 - committed_at) * 1000,
+        )
+        return version, committed_at
+
+    async def start_canary(
+        self, name: str, version: int, plan: CanaryPlan, *, alias: str = LIVE, sticky: str = "", actor: str = ""
+    ) -> None:
+        """
+        Send the first step's percents of *alias*' requests to *version*; every worker does on return.
+
+        Raises: as ``FunctionStore.start_canary``; what a worker met when it tried the version.
+        """
+        async with self._lock:
+            await self._prepare(name, version)
+            change = self._state.functions.start_canary(name, version, plan, alias=alias, sticky=sticky, actor=actor)
+            await see_through(self._change(name, change))
+        event(_logger, "canary.started", function=name, version=version, weight=plan.steps[0])
+
+    async def advance_canary(self, canary: Canary, *, actor: str = "") -> None:
+        """
+        Have *canary* go on to its next step.
+
+        Raises: CanaryNotFoundError if it is not what it was any more, StateError.
+        """
+        change = self._state.functions.advance_canary(canary, actor=actor)
+        await see_through(self._change(canary.function, change))
+
+    async def end_canary(self, canary: Canary, phase: CanaryPhase, reason: str, *, actor: str = "") -> None:
+        """
+        Have *canary* end, and its alias name one version alone: the new one if it is promoted, else the old one.
+
+        Raises: CanaryNotFoundError if it is not what it was any more, StateError.
+        """
+        change = self._state.functions.end_canary(canary, phase, reason, actor=actor)
+        await see_through(self._change(canary.function, change))
+
+    async def _prepare(self, name: str, version: int) -> None:
+        """
+        Have every worker load a version that is not served yet, compiled for the engine of today.
+
+        Raises: FunctionNotFoundError, VersionNotFoundError, ManifestError, ArtifactError, DeployError.
+        """
+        if any(d.version == version for d in self._serving.get(name, _NOTHING).deployments):
+            return
+        deployment = self._our(await self._state.functions.version(name, version))
+        await self._files.fetch(deployment)
+        self._check_reserved(deployment.manifest)
+        await self._check_size(deployment.manifest)
+        if not await asyncio.to_thread(self._compiler.is_current, deployment):
+            deployment = await self._recompile(deployment)
+        await self._fleet.prepare(deployment)
+
+    async def _change(self, name: str, commit: Coroutine[Any, Any, Serving]) -> float:
+        """One commit that changes how *name* is served, and the table that follows from it; return when it was."""
+        async with self._committing:
+            self._take(name, await commit)
+            committed_at = self._clock.time_ns() / 1e9
+        await self._fleet.activate(self.deployments, self.aliases)
+        return committed_at
+
+    def _take(self, name: str, serving: Serving) -> None:
+        if serving.deployments:
+            self._serving[name] = self._ours(serving)
+        else:
+            self._serving.pop(name, None)
 
     async def remake(self, deployment: Deployment) -> None:
         """
@@ -220,34 +456,41 @@ class Deployer:
 
     # ---- the funnel, in order ---------------------------------------------------------------------------------------
 
-    async def _build(self, upload: Upload, on_progress: Callable[[str], None]) -> NewVersion:
+    async def _build(self, upload: Upload, on_progress: Callable[[str], None], placement: Placement) -> NewVersion:
         """Everything that needs no worker: routes, compile, store."""
         manifest = upload.manifest
-        await self._check_size(manifest)
+        await self._check_size(manifest, placement.leaving)
         self._check_reserved(manifest)
-        refuse_conflicts(manifest.name, manifest.routes, await self._state.routes())
+        refuse_conflicts(manifest.name, manifest.routes, await self._state.functions.routes())
         bundle = b"" if upload.bundle is None else await asyncio.to_thread(upload.bundle.read_bytes)
         if bundle:
             await asyncio.to_thread(check_bundle, bundle)
         wasm = await asyncio.to_thread(upload.module.read_bytes)
         made: Compiled = await self._compiler.precompile(wasm, manifest, on_progress)
         self._failed.pop(made.artifact_key, None)
+        bundle_digest = await asyncio.to_thread(self._store.put_bundle, bundle) if bundle else ""
+        await self._files.publish(made.wasm_digest, bundle_digest)
         return NewVersion(
             manifest=manifest,
             kind=made.kind,
             wasm_digest=made.wasm_digest,
             artifact_key=made.artifact_key,
-            bundle_digest=await asyncio.to_thread(self._store.put_bundle, bundle) if bundle else "",
+            bundle_digest=bundle_digest,
         )
 
-    async def _check_size(self, manifest: Manifest) -> None:
-        await asyncio.to_thread(_refuse_large_table, {**self._active, manifest.name: _sized_like(manifest)})
+    async def _check_size(self, manifest: Manifest, leaving: str = "") -> None:
+        """Args: *leaving* is the alias that names another version from then on."""
+        known = self._serving.get(manifest.name, _NOTHING)
+        staying = {version for alias in known.aliases if alias.alias != leaving for version in alias.shares}
+        deployments = (d for d in known.deployments if d.version in staying)
+        one_more = Serving((*deployments, _sized_like(manifest)), known.aliases)
+        await asyncio.to_thread(_refuse_large_table, {**self._serving, manifest.name: one_more})
 
     def _check_reserved(self, manifest: Manifest) -> None:
         reserved = self._reserved_slots(manifest)
         by_others = sum(
             self._reserved_slots(deployment.manifest)
-            for name, deployment in self._active.items()
+            for name, deployment in leading(self.deployments, self.aliases).items()
             if name != manifest.name
         )
         if reserved and by_others + reserved > self._max_reserved:
@@ -262,15 +505,17 @@ class Deployer:
         """Return how many slots each worker keeps free for a function: its part of what is reserved, rounded up."""
         return math.ceil(manifest.limits.reserved_concurrency / self._n_workers)
 
-    async def _try(self, new: NewVersion, on_progress: Callable[[str], None]) -> None:
+    async def _try(self, new: NewVersion, on_progress: Callable[[str], None], placement: Placement) -> None:
         """Let every worker load it and make a trial instance."""
         self._check_reserved(new.manifest)
-        await self._check_size(new.manifest)  # again: others were deployed since, and from here on it is our turn
+        await self._check_size(
+            new.manifest, placement.leaving
+        )  # again: others were deployed since, and from here on it is our turn
         on_progress("prepare")
         await self._fleet.prepare(
             Deployment(
                 function=new.manifest.name,
-                version=await self._state.next_version(new.manifest.name),
+                version=await self._state.functions.next_version(new.manifest.name),
                 kind=new.kind,
                 wasm_digest=new.wasm_digest,
                 artifact_key=new.artifact_key,
@@ -279,49 +524,74 @@ class Deployer:
             )
         )
 
-    async def _serve(self, new: NewVersion, on_progress: Callable[[str], None]) -> Deployment:
-        """The commit, and what follows from it: nothing after the first line can be refused."""
-        with self._refusable(new.manifest.name):
-            deployment = await self._state.add_version_and_activate(new)
-        on_progress("activate")
-        self._active[deployment.function] = deployment
-        await self._fleet.activate(self._table())
+    async def _serve(self, new: NewVersion, on_progress: Callable[[str], None], placement: Placement) -> Deployment:
+        """The commit, and what follows from it: nothing after the commit can be refused."""
+        name = new.manifest.name
+        async with self._committing:
+            with self._refusable(name):
+                deployment, serving = await self._state.functions.add_version(
+                    new,
+                    alias=placement.alias,
+                    canary=placement.canary,
+                    sticky=placement.sticky,
+                    actor=placement.actor,
+                )
+            on_progress("activate")
+            self._take(name, serving)
+        await self._fleet.activate(self.deployments, self.aliases)
+        await self._collect(name)
         return deployment
 
-    async def _remove(self, name: str) -> None:
-        gone = await self._state.remove_function(name)
-        self._active.pop(name, None)
-        await self._fleet.activate(self._table())
+    async def _collect(self, name: str) -> None:
+        """Forget versions of *name* that there are too many of; their files go with the sweep that ends the deploy."""
+        try:
+            gone = await self._state.functions.collect(self._keep_versions, name)
+        except StateError as exc:
+            exception(_logger, "versions.not_collected", exc, function=name)  # the next deploy tries again
+            return
+        if gone:
+            self._sweep_is_due = True
+            event(_logger, "versions.collected", function=name, versions=[version for _, version in gone])
+
+    async def _remove(self, name: str, actor: str) -> None:
+        async with self._committing:
+            gone = await self._state.functions.remove_function(name, actor=actor)
+            self._serving.pop(name, None)
+        await self._fleet.activate(self.deployments, self.aliases)
         await self._sweep()
         event(_logger, "function.removed", function=name, versions=len(gone))
 
-    def _table(self) -> tuple[Deployment, ...]:
-        return tuple(self._active[name] for name in sorted(self._active))
-
     # ---- artifacts --------------------------------------------------------------------------------------------------
 
-    async def _renew(self, deployment: Deployment) -> None:
-        """Compile a kept module for the engine of today, and remember the new key."""
+    async def _fetch(self, deployment: Deployment) -> None:
+        """Have the module and the bundle here, or log why that is not possible."""
         try:
-            made = await self._compiler.recompile(deployment)
-            if made.artifact_key != deployment.artifact_key:
-                await self._state.update_artifact_key(deployment.function, deployment.version, made.artifact_key)
+            await self._files.fetch(deployment)
+        except ArtifactError as exc:
+            _log_not_restored(deployment, exc)
+
+    async def _renew(self, deployment: Deployment) -> None:
+        """Compile a kept module for the engine of today, or log why that is not possible."""
+        try:
+            await self._recompile(deployment)
         except FaasError as exc:
-            event(
-                _logger,
-                "restore.failed",
-                level=logging.ERROR,
-                function=deployment.function,
-                version=deployment.version,
-                code=exc.code,
-                reason=exc.message,
-            )
-            return
-        self._active[deployment.function] = msgspec.structs.replace(deployment, artifact_key=made.artifact_key)
+            _log_not_restored(deployment, exc)
+
+    async def _recompile(self, deployment: Deployment) -> Deployment:
+        """Compile a kept module for the engine of today, and remember the new key."""
+        made = await self._compiler.recompile(deployment)
+        if made.artifact_key != deployment.artifact_key:
+            function, version = deployment.function, deployment.version
+            if self._state.shared:  # the state says what the host has that deployed it
+                self._own_keys[function, version] = made.artifact_key
+            else:
+                await self._state.functions.update_artifact_key(function, version, made.artifact_key)
         event(_logger, "restore.recompiled", function=deployment.function, version=deployment.version)
+        return msgspec.structs.replace(deployment, artifact_key=made.artifact_key)
 
     async def _remake(self, deployment: Deployment) -> None:
         try:
+            await self._files.fetch(deployment)
             made = await self._compiler.recompile(deployment)
             if made.artifact_key != deployment.artifact_key:
                 raise ArtifactMissingError(
@@ -345,12 +615,24 @@ class Deployer:
             if self._sweep_is_due:
                 return
             try:
-                keep = await self._state.references()
-                await asyncio.to_thread(
-                    self._store.remove_unreferenced, keep.wasm_digests, keep.artifact_keys, keep.bundle_digests
-                )
+                keep = await self._state.functions.references()
+                keys = keep.artifact_keys | frozenset(self._own_keys.values())
+                await asyncio.to_thread(self._store.remove_unreferenced, keep.wasm_digests, keys, keep.bundle_digests)
+                await self._files.sweep()
             except (OSError, StateError) as exc:
                 exception(_logger, "store.sweep_failed", exc)
+
+
+def _log_not_restored(deployment: Deployment, exc: FaasError) -> None:
+    event(
+        _logger,
+        "restore.failed",
+        level=logging.ERROR,
+        function=deployment.function,
+        version=deployment.version,
+        code=exc.code,
+        reason=exc.message,
+    )
 
 
 def _sized_like(manifest: Manifest) -> Deployment:
@@ -359,15 +641,42 @@ def _sized_like(manifest: Manifest) -> Deployment:
     return Deployment(manifest.name, 2**32, Kind.REACTOR, digest, digest, digest, manifest, created_at=1.5)
 
 
-def _refuse_large_table(active: dict[str, Deployment]) -> None:
-    """Raises ManifestError if the workers could not be told of *active* in one message."""
+_NOTHING = Serving()
+
+
+def _by_function(serving: Serving) -> dict[str, Serving]:
+    """Return the parts of *serving* that are each function's."""
+    parts: dict[str, tuple[list[Deployment], list[Alias], list[Canary]]] = {}
+    for deployment in serving.deployments:
+        parts.setdefault(deployment.function, ([], [], []))[0].append(deployment)
+    for alias in serving.aliases:
+        parts[alias.function][1].append(alias)
+    for canary in serving.canaries:
+        parts[canary.function][2].append(canary)
+    return {name: Serving(tuple(a), tuple(b), tuple(c)) for name, (a, b, c) in parts.items()}
+
+
+def _told(serving: dict[str, Serving]) -> tuple[Alias, ...]:
+    """Return the aliases that say more than that a function's only version is live."""
+    return tuple(
+        alias
+        for name in sorted(serving)
+        if len(serving[name].aliases) > 1 or serving[name].aliases[0].other
+        for alias in serving[name].aliases
+    )
+
+
+def _refuse_large_table(serving: dict[str, Serving]) -> None:
+    """Raises ManifestError if the workers could not be told of *serving* in one message."""
+    deployments = tuple(deployment for part in serving.values() for deployment in part.deployments)
+    aliases = tuple(alias for part in serving.values() for alias in part.aliases)
     try:
-        n_bytes = len(encode_frame(Table(generation=2**32, deployments=tuple(active.values()))))
+        n_bytes = len(encode_frame(Table(generation=2**32, deployments=deployments, aliases=aliases)))
     except FrameTooLargeError:
         n_bytes = MAX_TABLE_BYTES + 1
     if n_bytes > MAX_TABLE_BYTES:
         raise ManifestError(
-            f"with this function the manifests of all {len(active)} would take more than {MAX_TABLE_BYTES} bytes"
+            f"with this function the manifests of all {len(serving)} would take more than {MAX_TABLE_BYTES} bytes"
             " together; shorten env, routes or models in function.toml, or remove functions that are not needed"
         )
 
