@@ -1,8 +1,10 @@
-"""How much memory this process may use: what the machine has, or what its control group allows if that is less."""
+"""What this process may use of its machine's memory, and what of its own may end up on the machine's disks."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,21 @@ def memory_bytes(root: Path = ROOT) -> int:
     """
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min([physical, *_limits(root)])
+
+
+def forbid_dumps(root: Path = ROOT) -> None:
+    """
+    Have no crash of this process, or of those it starts, leave its memory in a file: it may hold secrets.
+
+    The limit does not stop what the system pipes core dumps to, so on Linux they are also told to leave all memory out.
+    Who may debug the process is not changed: that is its own user, who may read the home and its keys anyway.
+
+    Args: *root* is where /proc is.
+    Source: Linux, core(5): ``RLIMIT_CORE``, ``/proc/PID/coredump_filter``.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError):  # another system, or a kernel without core dumps
+        (root / "proc/self/coredump_filter").write_text("0")
 
 
 def _limits(root: Path) -> Iterator[int]:

@@ -24,11 +24,13 @@ from precompile.validate import (
 HANDLER, _RUN = "wasi:http/incoming-handler", "wasi:cli/run"
 _MAX_MEMORIES = 1
 _RELEASED = "io|clocks|random|cli|filesystem|sockets|http"
+_GRANT_KV = 'grant a store with `kv = ["default"]` under [capabilities] of function.toml'
 # What to do about a package that we know but don't offer, or not in that version; the first that matches counts.
 _HINTS = (
     (r"wasi:http/incoming-handler(@.*)?", "one function can't call another's handler; send a request instead"),
     (r"wasi:nn/.*", "this host has wasi:nn@0.2.0-rc-2024-10-28 and @0.2.0-rc-2024-08-19; rebuild with one of them"),
     (r"wasi:config/.*", "this host has wasi:config/store@0.2.0-rc.1; rebuild with it"),
+    (r"wasi:keyvalue/.*", "this host has wasi:keyvalue@0.2.0-draft2 and @0.2.0-draft; rebuild with one of them"),
     (r"wasi:logging/.*", "this host has wasi:logging/logging@0.1.0-draft; rebuild with it"),
     (rf"wasi:({_RELEASED})/[^@]*@0\.2\..*-.*", "a preview of WASI 0.2; rebuild with a released one"),
     (rf"wasi:({_RELEASED})/.*", "this host has WASI 0.2; rebuild for it"),
@@ -141,6 +143,9 @@ def _check_interface(instance: InstanceImport, manifest: Manifest, refuse: Calla
         return
     if key.startswith("wasi:nn/") and not manifest.capabilities.models:
         refuse(instance.name, GRANT_MODELS)
+        return
+    if key.startswith("wasi:keyvalue/") and not manifest.capabilities.kv:
+        refuse(instance.name, _GRANT_KV)
         return
     package = f"{key.partition('/')[0]}@{known.version}"
     for name, function in instance.functions.items():

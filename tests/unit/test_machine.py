@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,3 +81,13 @@ def test_a_limit_above_the_physical_memory_is_none(tmp_path: Path) -> None:
 
 def test_this_machine_has_memory() -> None:
     assert 2**28 < memory_bytes() <= PHYSICAL
+
+
+def test_a_process_that_may_not_be_dumped_starts_others_that_may_not(tmp_path):
+    shows = "print(open('/proc/self/coredump_filter').read(), resource.getrlimit(resource.RLIMIT_CORE))"
+    code = (
+        "import resource, subprocess, sys; from faas.machine import forbid_dumps; forbid_dumps();"
+        f'subprocess.run([sys.executable, "-c", "import resource; {shows}"])'
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split(maxsplit=1) == ["00000000", "(0, 0)\n"]

@@ -11,6 +11,7 @@ from faas.clock import SystemClock
 from faas.wasi import wit
 from faas.wasi.context import WasiContext
 from faas.wasi.p2 import config, logging
+from faas.wasi.p2.keyvalue import Granted
 from faas.wasi.p2.logging import MAX_CONTEXT_CHARS, MAX_MESSAGE_CHARS
 from faas.wasi.streams import DiscardedOutput, EmptyInput, LineOutput
 
@@ -23,6 +24,7 @@ class FakeGuest:
 
     def __init__(self, env: tuple[bytes, ...] = (b"MODE=dark", b"URL=http://x/?a=b", b"EMPTY=")) -> None:
         self.lines: list[bytes] = []
+        self.granted: Granted | None = None
         stderr = LineOutput(self.lines.append, 1 << 20, 1 << 16)
         self.wasi = WasiContext((), env, EmptyInput(), DiscardedOutput(), stderr, None, 0, SystemClock())
 
@@ -58,6 +60,16 @@ def test_a_key_has_its_value_or_none(guest: FakeGuest) -> None:
 def test_all_keys_come_once(guest: FakeGuest) -> None:
     assert guest.config("get-all") == [("MODE", "dark"), ("URL", "http://x/?a=b"), ("EMPTY", "")]
     assert FakeGuest(()).config("get-all") == []
+
+
+def test_a_granted_secret_is_found_by_its_name_and_not_among_all(guest: FakeGuest) -> None:
+    secrets = {("f", "TOKEN"): "geheim", ("f", "MODE"): "hidden", ("f", "OTHER"): "not granted"}
+    guest.granted = Granted("f", (), ("TOKEN", "MODE", "UNSET"), None, lambda *of: secrets.get(of))
+    assert guest.config("get", "TOKEN") == "geheim"
+    assert guest.config("get", "OTHER") is None
+    assert guest.config("get", "UNSET") is None
+    assert guest.config("get", "MODE") == "dark"  # a variable of that name comes first
+    assert [name for name, _ in guest.config("get-all")] == ["MODE", "URL", "EMPTY"]
 
 
 def test_a_message_is_a_line_with_its_level_and_context(guest: FakeGuest) -> None:

@@ -32,6 +32,9 @@ def test_every_interface_of_the_wasi_releases_and_of_both_nn_snapshots_is_there(
         "wasi:http": {"types", "incoming-handler", "outgoing-handler"},
         "wasi:nn": nn,
         "wasi:config": {"store@0.2.0-rc.1"},
+        "wasi:keyvalue": {
+            f"{interface}@0.2.0-{draft}" for interface in ("store", "atomics", "batch") for draft in ("draft", "draft2")
+        },
         "wasi:logging": {"logging@0.1.0-draft"},
     }
     assert set(interfaces()) >= EXPORTED
