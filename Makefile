@@ -6,11 +6,11 @@ HOME_DIR ?= .faas
 PORT ?= 8080
 ADMIN_PORT ?= 8081
 MODEL_SAMPLES := functions/chat functions/summarize functions/embed
-SAMPLES := functions/hello-c functions/hello-rust functions/echo-c functions/echo-rust functions/markdown
+SAMPLES := functions/hello-c functions/hello-rust functions/echo-c functions/echo-rust functions/markdown functions/kv-counter
 # Large, so they are there once `make components` has built them.
 BUILT = $(foreach name,json-schema html-template,$(if $(wildcard functions/$(name)/$(name).wasm),functions/$(name)))
 
-.PHONY: run models test check format functions functions-check components loadtest soak bench bench-table bench-start bench-warm bench-density bench-overload bench-models bench-llm bench-crash lock clean help
+.PHONY: run models test check format functions functions-check components loadtest soak bench bench-table bench-start bench-warm bench-density bench-overload bench-models bench-llm bench-crash bench-traffic bench-jobs bench-kv bench-hosts lock clean help
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -98,6 +98,18 @@ bench-overload: $(VENV)/.dev ## ten times too many requests, and endless loops, 
 
 bench-crash: $(VENV)/.dev ## kill -9 under load: is anything acknowledged lost?
 	$(BIN)/python -m loadtest.crash
+
+bench-traffic: $(VENV)/.dev ## 90/10 splits, rollbacks and canaries under load (1 minute)
+	$(BIN)/python -m loadtest.traffic
+
+bench-jobs: $(VENV)/.dev ## kill -9 with jobs queued and running, dead letters, cancelling (2 minutes)
+	$(BIN)/python -m loadtest.jobs
+
+bench-kv: $(VENV)/.dev ## what an operation on a key-value store takes (2 minutes)
+	$(BIN)/python -m loadtest.kv
+
+bench-hosts: $(VENV)/.dev ## two hosts on one PostgreSQL: deploys that reach both, kill -9 of one under load (1 minute)
+	$(BIN)/python -m loadtest.hosts
 
 lock: $(VENV)/.run ## pin every dependency again
 	$(BIN)/python -m pip install --quiet uv

@@ -15,11 +15,13 @@ from msgspec import Meta
 
 from faas.errors import ConfigError
 from faas.machine import memory_bytes
+from faas.tls import both_or_neither
 
 MIB = 1024 * 1024
 Port = Annotated[int, Meta(ge=0, le=65535)]
 ModelName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._\-]{0,63}\Z", description="name of a model or a key")]
 
+_FILES = ("tls_cert", "tls_key", "admin_tls_cert", "admin_tls_key")
 SPARE_SLOTS = 2
 """Pool slots beyond the guest threads' that admission leaves free."""
 
@@ -54,6 +56,27 @@ class HostConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     admin_port: Port = 8081
     workers: Annotated[int, Meta(ge=0, le=1024, description="0: one per processor")] = 0
     drain_timeout_s: Annotated[float, Meta(ge=0)] = 20.0
+    admin_host: str = "127.0.0.1"
+    tls_cert: str = ""
+    tls_key: str = ""
+    """PEM files for the public port; both or neither."""
+    admin_tls_cert: str = ""
+    admin_tls_key: str = ""
+    state: str = ""
+    """``postgresql://…`` for state that several hosts share; empty: SQLite in the home."""
+    secrets_key_file: str = ""
+    """Empty: ``secrets.key`` in the home, made at the first start. Hosts that share state share this file's content."""
+    keep_versions: Annotated[int, Meta(ge=1, le=10_000)] = 10
+    """Versions of a function that are kept beyond those which an alias names."""
+    kv_max_value_bytes: Annotated[int, Meta(ge=1, le=16 * MIB)] = 1 * MIB
+    kv_max_store_bytes: Annotated[int, Meta(ge=1)] = 256 * MIB
+    """Keys and values of one store together."""
+    async_concurrency: Annotated[int, Meta(ge=1, le=10_000, description="jobs that run at once on this host")] = 32
+    max_job_bytes: Annotated[int, Meta(ge=1024, le=16 * MIB, description="body of a job's request")] = 4 * MIB
+    max_call_depth: Annotated[int, Meta(ge=1, le=64)] = 8
+    """How deep functions may call functions."""
+    call_slots: Annotated[int, Meta(ge=1, le=5000, description="per worker, beside pool.slots")] = 256
+    """Instances that calls of depth 1 may have at once; each further depth has half as many, but no fewer than 8."""
     max_upload_bytes: Annotated[int, Meta(ge=1024)] = 256 * MIB
     tick_ms: Annotated[float, Meta(gt=0, le=1000)] = 1.0
     """Epoch tick: the length of a guest's time slice is one to two of these."""
@@ -114,6 +137,22 @@ class HostConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return max(1, self.pool.slots - self.n_guest_threads - SPARE_SLOTS)
 
     @property
+    def level_slots(self) -> tuple[int, ...]:
+        """
+        How many instances of each worker are for what is invoked in memory: jobs first, then calls by their depth.
+
+        All of them come on top of ``pool.slots``: no HTTP request, and no call of another depth, takes any.
+        """
+        calls = (max(min(8, self.call_slots), self.call_slots >> depth) for depth in range(self.max_call_depth))
+        return (self.async_concurrency, *calls)
+
+    @property
+    def with_whole_pool(self) -> HostConfig:
+        """These settings with a pool for all that a worker runs, what is invoked in memory included."""
+        pool = msgspec.structs.replace(self.pool, slots=self.pool.slots + sum(self.level_slots))
+        return msgspec.structs.replace(self, pool=pool)
+
+    @property
     def max_reserved_slots(self) -> int:
         """How many slots of one worker all functions together may reserve: half of them, the rest is for who comes."""
         return self.admission_slots // 2
@@ -165,11 +204,17 @@ def load_config(flags: Mapping[str, Any], environ: Mapping[str, str], *, file: P
             name: str(Path(given).expanduser().absolute()) if isinstance(given, str) and given else given
             for name, given in merged["models"].items()
         }
+    for key in _FILES:
+        if isinstance(merged.get(key), str) and merged[key]:
+            merged[key] = str(Path(merged[key]).expanduser().absolute())
     try:
-        return msgspec.convert(merged, HostConfig, strict=False)
+        config = msgspec.convert(merged, HostConfig, strict=False)
     except msgspec.ValidationError as exc:
         said = str(exc).replace("Object contains unknown field", "unknown setting").replace("$.", "")
         raise ConfigError(f"{said}; see docs/configuration.md for the settings") from exc
+    both_or_neither(config.tls_cert, config.tls_key, setting="tls_cert")
+    both_or_neither(config.admin_tls_cert, config.admin_tls_key, setting="admin_tls_cert")
+    return config
 
 
 def config_keys() -> list[str]:

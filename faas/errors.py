@@ -11,9 +11,38 @@ FaasError
 │   └── StateError                  state-failed            the state database refused
 ├── AdminError                      the admin API refuses the caller
 │   ├── UnauthorizedError           unauthorized
+│   ├── ForbiddenError              forbidden               the token's role is too low
+│   ├── TokenNotFoundError          token-not-found         no admin token has that name
+│   ├── TokenTakenError             token-taken             an admin token has that name
 │   ├── BadRequestError             bad-request
+│   ├── VersionInUseError           version-in-use          an alias names the version
+│   ├── CanaryRunningError          canary-running          the alias' traffic is the canary's
+│   ├── CanaryNotFoundError         canary-not-found        no canary runs there
 │   ├── KeyNotFoundError            key-not-found           no API key has that name
 │   └── KeyTakenError               key-taken               an API key has that name
+├── StoreError                      a key-value store refuses an operation
+│   ├── KvDeniedError               kv-denied               not granted, or to read only
+│   ├── KvKeyInvalidError           kv-key-invalid          empty, too long, or with a NUL
+│   ├── KvConflictError             kv-conflict             what is there is no number to add to
+│   ├── KvTooLargeError             kv-too-large            a value, or several at once
+│   ├── KvFullError                 kv-full                 the store's size
+│   ├── KvNotFoundError             kv-not-found            nothing is under that key
+│   └── KvGrantNotFoundError        kv-grant-not-found
+├── SettingError                    config values and secrets
+│   ├── SettingNotFoundError        setting-not-found
+│   ├── SettingsTooLargeError       settings-too-large
+│   └── SecretsKeyError             secrets-key             the key does not open what is kept
+├── JobError                        a job, a schedule, or a webhook's delivery
+│   ├── JobNotFoundError            job-not-found
+│   ├── JobFinishedError            job-finished            too late for that
+│   ├── JobUnfinishedError          job-unfinished          too early for that
+│   ├── ResultNotKeptError          result-not-kept         it was over the function's max_result_bytes
+│   ├── IdempotencyConflictError    idempotency-conflict    another request had that key
+│   ├── CallbackRefusedError        callback-refused        capabilities.outbound does not allow the URL
+│   ├── ScheduleNotFoundError       schedule-not-found
+│   ├── SignatureInvalidError       signature-invalid       a webhook's request that is not signed as it has to be
+│   ├── WebhookSecretMissingError   webhook-secret-missing  nothing to check a signature with
+│   └── DeliveryUnderWayError       delivery-under-way      the same delivery is being served just now
 ├── DeployError                     nothing was deployed; the old version still serves
 │   ├── ManifestError               manifest-invalid
 │   ├── NotWasmError                not-wasm
@@ -32,7 +61,11 @@ FaasError
 │   └── ArtifactTamperedError       artifact-tampered
 ├── NotServedError                  the request reached nothing
 │   ├── FunctionNotFoundError       function-not-found
+│   ├── VersionNotFoundError        version-not-found       the function has no such version
+│   ├── AliasNotFoundError          alias-not-found         the function has no such alias
 │   ├── RouteNotFoundError          route-not-found
+│   ├── CallDeniedError             call-denied             the caller's manifest does not name the function
+│   ├── CallDepthError              call-depth              functions called each other too deep
 │   └── MethodNotAllowedError       method-not-allowed
 ├── RequestError                    the request itself can't be served
 │   ├── BodyTooLargeError           body-too-large
@@ -40,9 +73,11 @@ FaasError
 │   ├── TargetTooLongError          target-too-long
 │   ├── HttpVersionError            http-version            neither HTTP/1.1 nor HTTP/1.0
 │   ├── RequestTimeoutError         request-timeout         the client was too slow to send it
+│   ├── InvokeKeyError              invalid-invoke-key      no invoke key, or none of this function's
 │   └── MalformedRequestError       malformed-request
 ├── BusyError                       try again after ``retry_after_s``
 │   ├── OverloadedError             overloaded
+│   ├── RateLimitedError            rate-limited            an invoke key's requests per minute
 │   └── ConcurrencyLimitError       concurrency-limit       the function's own limit
 ├── InvocationError                 the guest ran and did not answer
 │   ├── GuestTrapError              guest-trap
@@ -144,10 +179,46 @@ class UnauthorizedError(AdminError):
     code = "unauthorized"
 
 
+class ForbiddenError(AdminError):
+    """The token is one of this host's, but its role does not allow that (``facts['role']`` would)."""
+
+    code = "forbidden"
+
+
+class TokenNotFoundError(AdminError):
+    """No admin token has that name."""
+
+    code = "token-not-found"
+
+
+class TokenTakenError(AdminError):
+    """An admin token has that name already, or none may have it."""
+
+    code = "token-taken"
+
+
 class BadRequestError(AdminError):
     """The admin request does not have the documented form."""
 
     code = "bad-request"
+
+
+class VersionInUseError(AdminError):
+    """The version can't be removed, since something names it."""
+
+    code = "version-in-use"
+
+
+class CanaryRunningError(AdminError):
+    """The alias' traffic is a canary's, which has to end first."""
+
+    code = "canary-running"
+
+
+class CanaryNotFoundError(AdminError):
+    """No canary runs for that alias."""
+
+    code = "canary-not-found"
 
 
 class KeyNotFoundError(AdminError):
@@ -160,6 +231,138 @@ class KeyTakenError(AdminError):
     """An API key has that name already, or none may have it."""
 
     code = "key-taken"
+
+
+class StoreError(FaasError):
+    """A key-value store refuses an operation."""
+
+
+class KvDeniedError(StoreError):
+    """The store is not granted to the function, or to read only."""
+
+    code = "kv-denied"
+
+
+class KvKeyInvalidError(StoreError):
+    """A key is empty, too long or has a NUL in it; or a time to live is out of its range."""
+
+    code = "kv-key-invalid"
+
+
+class KvConflictError(StoreError):
+    """What is under the key is no number, or would leave the range of one."""
+
+    code = "kv-conflict"
+
+
+class KvTooLargeError(StoreError):
+    """A value is over the host's limit, or several at once are."""
+
+    code = "kv-too-large"
+
+
+class KvFullError(StoreError):
+    """The store would hold more than the host's limit (``facts['limit_bytes']``)."""
+
+    code = "kv-full"
+
+
+class KvNotFoundError(StoreError):
+    """Nothing is under that key."""
+
+    code = "kv-not-found"
+
+
+class KvGrantNotFoundError(StoreError):
+    """The store is not granted to that function."""
+
+    code = "kv-grant-not-found"
+
+
+class SettingError(FaasError):
+    """A config value or a secret can't be set, unset or opened."""
+
+
+class SettingNotFoundError(SettingError):
+    """The function has no config value, or no secret, of that name."""
+
+    code = "setting-not-found"
+
+
+class SettingsTooLargeError(SettingError):
+    """Config values and secrets would take more than they may."""
+
+    code = "settings-too-large"
+
+
+class SecretsKeyError(SettingError):
+    """The key of the secrets is missing, malformed, or not the one that sealed what is kept."""
+
+    code = "secrets-key"
+
+
+class JobError(FaasError):
+    """A job, a schedule or a webhook's delivery is not as the request takes it to be."""
+
+
+class JobNotFoundError(JobError):
+    """No job has that id, or it was kept long enough."""
+
+    code = "job-not-found"
+
+
+class JobFinishedError(JobError):
+    """The job is finished, so that can't be done with it any more."""
+
+    code = "job-finished"
+
+
+class JobUnfinishedError(JobError):
+    """The job is not finished yet."""
+
+    code = "job-unfinished"
+
+
+class ResultNotKeptError(JobError):
+    """The function answered more than its ``max_result_bytes``, so the body was not kept."""
+
+    code = "result-not-kept"
+
+
+class IdempotencyConflictError(JobError):
+    """Another request had the same idempotency key."""
+
+    code = "idempotency-conflict"
+
+
+class CallbackRefusedError(JobError):
+    """The URL for word of the finished job is none that the function may reach."""
+
+    code = "callback-refused"
+
+
+class ScheduleNotFoundError(JobError):
+    """The function has no such schedule that is enabled."""
+
+    code = "schedule-not-found"
+
+
+class SignatureInvalidError(JobError):
+    """The request to a webhook is not signed, wrongly signed, or too old."""
+
+    code = "signature-invalid"
+
+
+class WebhookSecretMissingError(JobError):
+    """The secret that a webhook's signatures are checked with is not set, so nothing is accepted."""
+
+    code = "webhook-secret-missing"
+
+
+class DeliveryUnderWayError(JobError):
+    """The same delivery of a webhook is being served just now."""
+
+    code = "delivery-under-way"
 
 
 class DeployError(FaasError):
@@ -264,10 +467,34 @@ class FunctionNotFoundError(NotServedError):
     code = "function-not-found"
 
 
+class VersionNotFoundError(NotServedError):
+    """The function has no version of that number, any more or yet."""
+
+    code = "version-not-found"
+
+
+class AliasNotFoundError(NotServedError):
+    """The function has no alias of that name."""
+
+    code = "alias-not-found"
+
+
 class RouteNotFoundError(NotServedError):
     """No function answers on that path."""
 
     code = "route-not-found"
+
+
+class CallDeniedError(NotServedError):
+    """A function called another one that its manifest does not name."""
+
+    code = "call-denied"
+
+
+class CallDepthError(NotServedError):
+    """Functions called each other deeper than the host allows."""
+
+    code = "call-depth"
 
 
 class MethodNotAllowedError(NotServedError):
@@ -310,6 +537,12 @@ class RequestTimeoutError(RequestError):
     code = "request-timeout"
 
 
+class InvokeKeyError(RequestError):
+    """The request to a function that asks for an invoke key has none, or one that is not of this function."""
+
+    code = "invalid-invoke-key"
+
+
 class MalformedRequestError(RequestError):
     """The request can't be given to a guest as it is."""
 
@@ -328,6 +561,12 @@ class OverloadedError(BusyError):
     """No slot of the host became free in time, or the worker is draining."""
 
     code = "overloaded"
+
+
+class RateLimitedError(BusyError):
+    """The invoke key has used up its requests per minute."""
+
+    code = "rate-limited"
 
 
 class ConcurrencyLimitError(BusyError):

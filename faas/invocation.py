@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
+from typing import Final
 
 import msgspec
 
@@ -33,6 +35,53 @@ class Deployment(msgspec.Struct, frozen=True):
     bundle_digest: str
     manifest: Manifest
     created_at: float = 0.0
+
+
+class Alias(msgspec.Struct, frozen=True, omit_defaults=True):
+    """
+    A name for one version of a function, or for two of which ``other`` gets ``weight`` percent of the requests.
+
+    ``other`` 0: none. ``sticky`` says what keeps a client on its side: "", ``cookie`` or ``header:NAME``.
+    """
+
+    function: str
+    alias: str
+    version: int
+    other: int = 0
+    weight: float = 0.0
+    sticky: str = ""
+
+    @property
+    def leading(self) -> int:
+        """The version that most requests go to: its limits are the function's."""
+        return self.other if self.weight > 50 else self.version
+
+    @property
+    def shares(self) -> dict[int, float]:
+        """The percent of the requests that each version gets."""
+        return {self.version: 100.0 - self.weight, self.other: self.weight} if self.other else {self.version: 100.0}
+
+
+LIVE: Final = "live"
+"""The alias that a function's routes serve; every function that is deployed has it."""
+
+
+def leading(deployments: Iterable[Deployment], aliases: Iterable[Alias]) -> dict[str, Deployment]:
+    """
+    Return, by function, the deployment that its limits and permits go by: that which most requests go to.
+
+    A function without an entry for ``live`` serves its highest version.
+    """
+    wanted = {alias.function: alias.leading for alias in aliases if alias.alias == LIVE}
+    found: dict[str, Deployment] = {}
+    for deployment in deployments:
+        name = deployment.function
+        if name in wanted:
+            if deployment.version == wanted[name]:
+                found[name] = deployment
+        elif name not in found or found[name].version < deployment.version:
+            found[name] = deployment
+    return found
 
 
 class Outcome(str, Enum):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
+from rich.table import Table
 
 SUMMARY_FILE = "FAAS_LOADTEST_SUMMARY"
 """The environment variable that tells locust's process where to write its summary at the end, as CSV."""
@@ -41,3 +43,24 @@ def percentile(values: Sequence[float], percent: float) -> float:
 def console() -> Console:
     """Return the console on stdout; a log or a pipe gets lines that are wide enough for every table."""
     return Console(width=None if sys.stdout.isatty() else 120, soft_wrap=False)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of a table of promises; ``limit`` empty means that the number is only for information."""
+
+    benchmark: str
+    what: str
+    measured: str
+    limit: str = ""
+    holds: bool = True
+
+
+def findings_table(title: str, findings: Iterable[Finding]) -> Table:
+    """Return what was measured beside what is asked for."""
+    table = Table(title=title)
+    for column in ("benchmark", "what", "measured", "asked", ""):
+        table.add_column(column, justify="right" if column == "measured" else "left")
+    for f in findings:
+        table.add_row(f.benchmark, f.what, f.measured, f.limit, "" if not f.limit else "yes" if f.holds else "NO")
+    return table

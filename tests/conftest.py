@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from hosting import Host, MakeHost
+
+from faas.testing.postgres import find_postgres, postgres_server
+
+_schemas = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +40,21 @@ def make_host(tmp_path: Path) -> Iterator[MakeHost]:
     yield make
     for one in made:
         one.dispose()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URL of a real PostgreSQL, started once."""
+    if find_postgres() is None:
+        pytest.skip("there is no PostgreSQL on this machine: apt-get install postgresql")
+    with postgres_server() as url:
+        yield url
+
+
+@pytest.fixture
+def postgres_url(postgres: str) -> str:
+    """A database with nothing in it: a schema of its own."""
+    schema = f"test_{next(_schemas)}"
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA {schema}")
+    return f"{postgres}&options=-csearch_path%3D{schema}"

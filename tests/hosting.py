@@ -10,6 +10,7 @@ import os
 import secrets
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -161,7 +162,14 @@ class Host:
     # --- the public port --------------------------------------------------------------------------------------------
 
     def connect(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_S)
+        return self._connection("tls_cert", self.port, TIMEOUT_S)
+
+    def _connection(self, setting: str, port: int, timeout_s: float) -> http.client.HTTPConnection:
+        """Return a connection to a port that speaks TLS if *setting* names its certificate."""
+        if cert := self.settings.get(setting):
+            context = ssl.create_default_context(cafile=cert)
+            return http.client.HTTPSConnection("127.0.0.1", port, timeout=timeout_s, context=context)
+        return http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
 
     def request(
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None, **options: Any
@@ -190,7 +198,7 @@ class Host:
     def admin(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> Reply:
-        connection = http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=60)
+        connection = self._connection("admin_tls_cert", self.admin_port, 60)
         with contextlib.closing(connection):
             connection.request(method, path, body, {"Authorization": f"Bearer {self.token}", **(headers or {})})
             response = connection.getresponse()
@@ -254,7 +262,7 @@ class Host:
 
     def log_of(self, function: str, request_id: str) -> list[dict[str, Any]]:
         """Return the log lines of one request, the event that ends it last; waits for it."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=TIMEOUT_S)
+        connection = self._connection("admin_tls_cert", self.admin_port, TIMEOUT_S)
         with contextlib.closing(connection):
             path = f"/api/functions/{function}/logs?tail=100000&follow=1"
             connection.request("GET", path, headers={"Authorization": f"Bearer {self.token}"})

@@ -10,17 +10,26 @@ from typing import Annotated
 import typer
 
 from faas import __version__
+from faas.cli.commands.aliases import alias
+from faas.cli.commands.canary import canary
+from faas.cli.commands.config import config
 from faas.cli.commands.deploy import deploy
 from faas.cli.commands.doctor import doctor
 from faas.cli.commands.functions import inspect, list_, remove, versions
 from faas.cli.commands.invoke import invoke
+from faas.cli.commands.jobs import jobs
 from faas.cli.commands.keys import keys
+from faas.cli.commands.kv import kv
 from faas.cli.commands.logs import logs
 from faas.cli.commands.models import models
 from faas.cli.commands.new import new
 from faas.cli.commands.run import run
+from faas.cli.commands.schedules import schedules
+from faas.cli.commands.secrets import secrets
 from faas.cli.commands.serve import serve
 from faas.cli.commands.status import status
+from faas.cli.commands.tokens import tokens
+from faas.cli.commands.traffic import audit, rollback, traffic
 from faas.cli.output import print_error
 from faas.errors import FaasError
 
@@ -45,8 +54,14 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
+    ca_file: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Trust these certificates (PEM) over https://.  [env: FAAS_CA_FILE]"),
+    ] = None,
 ) -> None:
     """A serverless function host for WebAssembly."""
+    if ca_file is not None:
+        os.environ["FAAS_CA_FILE"] = ca_file  # where every command looks for it
 
 
 app.command()(serve)
@@ -56,10 +71,21 @@ app.command("list")(list_)
 app.command()(inspect)
 app.command()(remove)
 app.command()(versions)
+app.add_typer(alias, name="alias")
+app.command()(traffic)
+app.command()(rollback)
+app.add_typer(canary, name="canary")
+app.command()(audit)
 app.command()(logs)
 app.command()(status)
 app.add_typer(models, name="models")
 app.add_typer(keys, name="keys")
+app.add_typer(kv, name="kv")
+app.add_typer(config, name="config")
+app.add_typer(secrets, name="secrets")
+app.add_typer(tokens, name="tokens")
+app.add_typer(jobs, name="jobs")
+app.add_typer(schedules, name="schedules")
 app.command()(run)
 app.command()(new)
 app.command()(doctor)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -15,10 +16,19 @@ import aiohttp
 import msgspec
 
 from faas.config import default_home, load_config
-from faas.control.views import DoneEvent, FailedEvent, HashingEvent, ModelAddedEvent, ModelView, ProgressEvent
+from faas.control.views import (
+    DoneEvent,
+    FailedEvent,
+    HashingEvent,
+    ModelAddedEvent,
+    ModelView,
+    ProgressEvent,
+    base_url,
+)
 from faas.errors import FaasError, HostUnreachableError, InternalError, UnauthorizedError
 from faas.manifest import Manifest, manifest_to_builtins
 from faas.problems import CONTENT_TYPE, from_problem
+from faas.tls import fingerprint, trusting
 
 _PIECE_BYTES = 256 * 1024
 _NDJSON = "application/x-ndjson"
@@ -35,6 +45,32 @@ class Access(msgspec.Struct, frozen=True):
 
     url: str
     token: str
+    ca_file: str = ""
+    """Whose certificates are trusted, over TLS; '' means the system's."""
+    fingerprint: bytes = b""
+    """SHA-256 of the one certificate that is trusted instead, b'' for none: that of the host of this very machine."""
+
+    def trust(self) -> ssl.SSLContext | aiohttp.Fingerprint | bool:
+        """
+        Return what aiohttp takes as ``ssl``.
+
+        Raises: ConfigError.
+        """
+        if self.fingerprint:
+            return _Pinned(self.fingerprint)
+        return trusting(self.ca_file) if self.ca_file else True
+
+
+class _Pinned(aiohttp.Fingerprint):
+    """As aiohttp's, which would wait for a proper end of TLS with somebody that it does not trust."""
+
+    def check(self, transport: asyncio.Transport) -> None:
+        """Hang up on who presents another certificate, and raise ServerFingerprintMismatch."""
+        try:
+            super().check(transport)
+        except aiohttp.ServerFingerprintMismatch:
+            asyncio.get_running_loop().call_soon(transport.abort)  # once aiohttp has closed it
+            raise
 
 
 def find_host(home: Path | None, admin_url: str | None, environ: Mapping[str, str]) -> Access:
@@ -44,9 +80,12 @@ def find_host(home: Path | None, admin_url: str | None, environ: Mapping[str, st
     Raises: ConfigError; UnauthorizedError if there is no token to be found.
     """
     folder = home if home is not None else default_home(environ)
-    url = admin_url or environ.get("FAAS_ADMIN_URL") or _announced_url(folder)
+    announced = _announced(folder)
+    url = admin_url or environ.get("FAAS_ADMIN_URL") or announced.get("admin_url", "")
     if not url:
-        url = f"http://127.0.0.1:{load_config({'home': str(folder)}, environ).admin_port}"
+        config = load_config({"home": str(folder)}, environ)
+        url = base_url(config.admin_host, config.admin_port, tls=bool(config.admin_tls_cert))
+    url = url.rstrip("/")
     token = environ.get("FAAS_TOKEN", "")
     if not token:
         try:
@@ -56,14 +95,25 @@ def find_host(home: Path | None, admin_url: str | None, environ: Mapping[str, st
                 f"no admin token in {folder / 'token'} ({exc.strerror}); is --home right and was 'faas serve' ever "
                 "started there? FAAS_TOKEN gives a token too"
             ) from exc
-    return Access(url=url.rstrip("/"), token=token)
+    ca_file = environ.get("FAAS_CA_FILE", "")
+    own = not ca_file and url == announced.get("admin_url") and announced.get("admin_cert", "")
+    return Access(url=url, token=token, ca_file=ca_file, fingerprint=fingerprint(own) if own else b"")
 
 
-def _announced_url(home: Path) -> str:
+def public_access(home: Path | None, url: str, environ: Mapping[str, str]) -> Access:
+    """Return whom to trust at *url*, where functions are served: as ``find_host``, without a token."""
+    announced = _announced(home if home is not None else default_home(environ))
+    ca_file = environ.get("FAAS_CA_FILE", "")
+    own = not ca_file and url == announced.get("public_url") and announced.get("public_cert", "")
+    return Access(url=url, token="", ca_file=ca_file, fingerprint=fingerprint(own) if own else b"")
+
+
+def _announced(home: Path) -> dict[str, str]:
     try:
-        return str(json.loads((home / "run" / "host.json").read_text())["admin_url"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""  # no host runs, or it is on another machine: the settings tell
+        told = json.loads((home / "run" / "host.json").read_text())
+    except (OSError, ValueError):
+        return {}  # no host runs, or it is on another machine: the settings tell
+    return {key: value for key, value in told.items() if isinstance(value, str)} if isinstance(told, dict) else {}
 
 
 class AdminClient:
@@ -76,6 +126,7 @@ class AdminClient:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=self._access.trust()),
             headers={"Authorization": f"Bearer {self._access.token}"},
             # A deploy takes as long as it takes, a log is followed for ever: only reaching the host has a limit.
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=5),
@@ -89,15 +140,37 @@ class AdminClient:
         if self._session is not None:
             await self._session.close()
 
-    async def get(self, path: str) -> Any:
+    async def get(self, path: str, params: Mapping[str, str] | None = None) -> Any:
         """Return the JSON document at *path*."""
-        async with self._send("GET", path) as response:
+        async with self._send("GET", path, params=params) as response:
             return json.loads(await response.read())
 
     async def send(self, method: str, path: str, document: Any) -> Any:
         """Send *document* as JSON and return the JSON document that answers it."""
         async with self._send(method, path, json=document) as response:
             return json.loads(await response.read())
+
+    async def get_bytes(self, path: str, params: Mapping[str, str]) -> bytes:
+        """Return what is at *path*, whatever it is."""
+        async with self._send("GET", path, params=dict(params)) as response:
+            return await response.read()
+
+    async def put_bytes(self, path: str, params: Mapping[str, str], content: bytes) -> None:
+        """Put *content* at *path*."""
+        async with self._send("PUT", path, params=dict(params), data=content):
+            return
+
+    async def tell(
+        self,
+        method: str,
+        path: str,
+        document: Any = None,
+        *,
+        params: Mapping[str, str] | Sequence[tuple[str, str]] | None = None,
+    ) -> None:
+        """Send *document* as JSON, if there is one, to what answers without a document."""
+        async with self._send(method, path, json=document, params=params):
+            return
 
     async def delete(self, path: str) -> None:
         """Delete what is at *path*."""
@@ -123,11 +196,13 @@ class AdminClient:
         *,
         on_sent: Callable[[int], None],
         on_stage: Callable[[str], None],
+        placement: Mapping[str, str] | None = None,
     ) -> DoneEvent:
         """
         Deploy, and return the last event once every worker serves.
 
-        Args: *on_sent* hears of each piece of the module that went out, in bytes; *on_stage* of each stage.
+        Args: *on_sent* hears of each piece of the module that went out, in bytes; *on_stage* of each stage;
+        *placement* says who gets the new version, as the endpoint's query parameters.
         Raises: what the host refused with; HostUnreachableError if it went away.
         """
         with aiohttp.MultipartWriter("form-data") as body:
@@ -136,7 +211,8 @@ class AdminClient:
                 _add(body, "bundle", bundle, "application/x-tar")
             _add(body, "module", _pieces(module, on_sent), "application/wasm")
             path = f"/api/functions/{manifest.name}"
-            async with self._send("PUT", path, data=body, headers={"Accept": _NDJSON}) as response:
+            accept = {"Accept": _NDJSON}
+            async with self._send("PUT", path, data=body, headers=accept, params=dict(placement or {})) as response:
                 async for line in response.content:
                     told = _events.decode(line)
                     if isinstance(told, ProgressEvent):
@@ -179,6 +255,8 @@ class AdminClient:
                 yield response
         except aiohttp.InvalidURL as exc:
             raise HostUnreachableError(f"{self._access.url!r} is no URL; check --admin-url") from exc
+        except (aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch) as exc:
+            raise HostUnreachableError(why_no_tls(self._access, exc)) from exc
         except aiohttp.ClientConnectorError as exc:
             raise HostUnreachableError(
                 f"no host answers on {self._access.url}; start one with 'faas serve', or check --admin-url and --home"
@@ -186,11 +264,27 @@ class AdminClient:
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as exc:
             raise HostUnreachableError(
                 f"the host on {self._access.url} hung up ({type(exc).__name__}); its log says why"
+                + ("" if self._access.url.startswith("https:") else ", or it wants https://")
             ) from exc
         except (ValueError, msgspec.MsgspecError) as exc:
             raise HostUnreachableError(
                 f"what answers on {self._access.url} is no host of ours; check --admin-url"
             ) from exc
+
+
+def why_no_tls(access: Access, exc: Exception) -> str:
+    """Return what a failed handshake comes to for whoever runs a command."""
+    if isinstance(exc, aiohttp.ServerFingerprintMismatch):
+        return (
+            f"{access.url} does not present the certificate that its host.json names; if that was replaced just now, "
+            "try again"
+        )
+    if isinstance(exc, aiohttp.ClientConnectorCertificateError):
+        return (
+            f"the certificate of {access.url} is not trusted ({exc.certificate_error}); give the one that vouches for "
+            "it with --ca-file or FAAS_CA_FILE"
+        )
+    return f"no TLS with {access.url}: {exc}; is it https:// there?"
 
 
 async def _refusal(response: aiohttp.ClientResponse) -> FaasError:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import logging
 import os
 import secrets
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Protocol
 
 import msgspec
 from aiohttp import BodyPartReader, web
@@ -22,12 +21,15 @@ from faas.artifacts.store import disk_watched
 from faas.clock import Clock
 from faas.config import HostConfig, ModelName
 from faas.control import views
-from faas.control.deployer import Deployer, Upload
+from faas.control.access import Tokens
+from faas.control.deployer import Deployer, Placement, Upload
+from faas.control.endpoints.base import ACTOR, NDJSON, TOML, Endpoint, int_of, json_body, json_response
+from faas.control.endpoints.traffic import placement_of
 from faas.control.keys import ANONYMOUS, KeyRing
 from faas.control.logs import FunctionLogs
 from faas.control.models import KnownModel, ModelRegistry
 from faas.control.modelserver import ModelServerState, ModelSupervisor
-from faas.control.openapi import ENDPOINTS, JSON, NDJSON, TOML, Endpoint, openapi_document
+from faas.control.openapi import ENDPOINTS, openapi_document
 from faas.control.stats import Counts, prometheus_text
 from faas.control.supervisor import Supervisor, WorkerState
 from faas.errors import (
@@ -37,22 +39,27 @@ from faas.errors import (
     MethodNotAllowedError,
     ModelNotFoundError,
     RouteNotFoundError,
-    UnauthorizedError,
     UploadTooLargeError,
 )
-from faas.invocation import Deployment
+from faas.invocation import LIVE, Deployment
 from faas.log import event, exception
 from faas.manifest import Manifest, manifest_from_builtins, manifest_from_toml
 from faas.problems import CONTENT_TYPE, headers_of, status_of, to_problem
-from faas.state.base import State
+from faas.state.state import State
 from faas.wire.models import ModelCard
 
 MAX_MANIFEST_BYTES = 1024 * 1024
 MAX_TAIL_LINES = 100_000
 _CHUNK_BYTES = 1024 * 1024
 
-T = TypeVar("T", bound=msgspec.Struct)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class OnRemoved(Protocol):
+    """Forgets what belongs to a function that was removed; with *purge* also what is kept otherwise."""
+
+    async def __call__(self, function: str, *, purge: bool, actor: str) -> None: ...
+
 
 _logger = logging.getLogger(__name__)
 
@@ -68,7 +75,7 @@ class AdminApi:
         self,
         *,
         config: HostConfig,
-        token: str,
+        tokens: Tokens,
         public_url: str,
         admin_url: str,
         state: State,
@@ -81,10 +88,18 @@ class AdminApi:
         counts: Counts,
         clock: Clock,
         upload_dir: Path,
+        groups: Sequence[object] = (),
+        on_removed: Sequence[OnRemoved] = (),
     ) -> None:
-        """Args: *upload_dir* takes uploads until they are deployed or refused."""
+        """
+        Args: *upload_dir* takes uploads until they are deployed or refused; *groups* are the objects of
+        ``faas.control.endpoints`` whose methods answer what this class does not; *on_removed* forget what belongs to
+        a function that was removed.
+        """
+        self._groups = groups
+        self._on_removed = on_removed
         self._config = config
-        self._token = token.encode()
+        self._tokens = tokens
         self._public_url = public_url
         self._admin_url = admin_url
         self._state = state
@@ -103,24 +118,27 @@ class AdminApi:
         """Return a new application with every endpoint."""
         app = web.Application(middlewares=[_answer_problems])
         for endpoint in ENDPOINTS:
-            handler: Handler = getattr(self, endpoint.operation)
+            handler: Handler = next(
+                getattr(group, endpoint.operation)
+                for group in (self, *self._groups)
+                if hasattr(group, endpoint.operation)
+            )
             app.router.add_route(endpoint.method, endpoint.path, self._guarded(endpoint, handler))
         app.on_shutdown.append(self._end_followers)
         return app
 
     def _guarded(self, endpoint: Endpoint, handler: Handler) -> Handler:
-        """Ask for the token before anything else is looked at."""
+        """Ask for the token before anything else is looked at; what only reads ends when its token is removed."""
         if endpoint.public:
             return handler
+        needed = endpoint.needed_role
 
         async def guarded(request: web.Request) -> web.StreamResponse:
-            scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(_raw(given), self._token):
-                raise UnauthorizedError(
-                    "the admin token is missing or wrong; send 'Authorization: Bearer TOKEN' with the content of "
-                    "the file 'token' in the host's home"
-                )
-            return await handler(request)
+            request[ACTOR], digest = self._tokens.identify(request.headers.get("Authorization", ""), needed)
+            if endpoint.method != "GET":
+                return await handler(request)
+            with self._tokens.using(digest):
+                return await handler(request)
 
         return guarded
 
@@ -131,12 +149,12 @@ class AdminApi:
 
     async def document(self, _request: web.Request) -> web.StreamResponse:
         """GET /api/openapi.json"""
-        return _json(openapi_document())
+        return json_response(openapi_document())
 
     async def status(self, _request: web.Request) -> web.StreamResponse:
         """GET /api/status"""
         gauges = self._counts.gauges()
-        return _json(
+        return json_response(
             views.Status(
                 version=__version__,
                 pid=os.getpid(),
@@ -145,7 +163,7 @@ class AdminApi:
                 public_url=self._public_url,
                 admin_url=self._admin_url,
                 generation=self._supervisor.generation,
-                functions=len(await self._state.active_deployments()),
+                functions=len(await self._state.functions.active_deployments()),
                 max_upload_bytes=self._config.max_upload_bytes,
                 workers=[
                     msgspec.structs.replace(worker, gauges=gauges.get(worker.worker, {}))
@@ -158,7 +176,7 @@ class AdminApi:
     async def functions(self, _request: web.Request) -> web.StreamResponse:
         """GET /api/functions"""
         totals = self._counts.totals()
-        return _json(
+        return json_response(
             views.Functions(
                 [
                     views.FunctionSummary(
@@ -170,16 +188,16 @@ class AdminApi:
                         created_at=deployment.created_at,
                         counters=totals.get(deployment.function, {}),
                     )
-                    for deployment in await self._state.active_deployments()
+                    for deployment in await self._state.functions.active_deployments()
                 ]
             )
         )
 
     async def function(self, request: web.Request) -> web.StreamResponse:
         """GET /api/functions/{name}"""
-        deployment = await self._state.active(request.match_info["name"])
+        deployment = await self._state.functions.active(request.match_info["name"])
         sizes = await self._deployer.sizes(deployment)
-        return _json(
+        return json_response(
             views.FunctionView(
                 name=deployment.function,
                 active=self._view(deployment),
@@ -193,21 +211,22 @@ class AdminApi:
     async def versions(self, request: web.Request) -> web.StreamResponse:
         """GET /api/functions/{name}/versions"""
         name = request.match_info["name"]
-        active = await self._state.active(name)
-        return _json(
+        aliases = await self._state.functions.aliases(name)
+        return json_response(
             views.Versions(
                 name=name,
                 versions=[
                     views.VersionView(
                         version=version.version,
-                        active=version.version == active.version,
+                        active=LIVE in views.shares_of(version.version, aliases),
                         kind=version.kind,
                         wasm_digest=version.wasm_digest,
                         bundle_digest=version.bundle_digest,
                         created_at=version.created_at,
                         manifest=version.manifest,
+                        aliases=views.shares_of(version.version, aliases),
                     )
-                    for version in await self._state.versions(name)
+                    for version in await self._state.functions.versions(name)
                 ],
             )
         )
@@ -215,10 +234,10 @@ class AdminApi:
     async def logs(self, request: web.Request) -> web.StreamResponse:
         """GET /api/functions/{name}/logs"""
         name = request.match_info["name"]
-        n_lines = _int_of(request, "tail", 100, MAX_TAIL_LINES)
-        follow = _int_of(request, "follow", 0, 1) == 1
+        n_lines = int_of(request, "tail", 100, MAX_TAIL_LINES)
+        follow = int_of(request, "follow", 0, 1) == 1
         if not self._logs.known(name):
-            await self._state.active(name)
+            await self._state.functions.active(name)
         # Nothing is awaited between these two, so no line is shown twice and none is missed.
         follower = self._logs.follow(name) if follow else None
         tail = self._logs.snapshot(name)
@@ -243,11 +262,12 @@ class AdminApi:
         """GET /metrics"""
         workers = self._supervisor.workers()
         model_server = self._model_server.view()
+        jobs = await self._state.jobs.counts()
         text = prometheus_text(
             self._counts.totals(),
             self._counts.gauges(),
             {
-                "faas_functions": len(await self._state.active_deployments()),
+                "faas_functions": len(await self._state.functions.active_deployments()),
                 "faas_generation": self._supervisor.generation,
                 "faas_uptime_seconds": self._clock.monotonic() - self._began,
                 "faas_model_server_restarts": self._model_server.restarts,
@@ -259,8 +279,10 @@ class AdminApi:
             },
             {worker.worker: worker.restarts for worker in workers},
             keys=self._counts.key_totals(),
+            invoke_keys=self._counts.invoke_key_totals(),
             models=self._model_server.counts.totals(),
             model_gauges=self._model_server.counts.gauges(),
+            jobs=jobs,
         )
         return web.Response(body=text.encode(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
@@ -270,7 +292,7 @@ class AdminApi:
         """GET /api/models"""
         cards = await self._model_server.cards()
         known = [self._model_view(model, cards.get(model.name)) for model in self._models.known()]
-        return _json(views.Models(models=known, server=self._model_server.view()))
+        return json_response(views.Models(models=known, server=self._model_server.view()))
 
     async def model(self, request: web.Request) -> web.StreamResponse:
         """GET /api/models/{name}"""
@@ -278,17 +300,17 @@ class AdminApi:
         model = self._models.get(name)
         if model is None:
             raise ModelNotFoundError(f"no model {name!r} is registered; 'faas models list' shows those that are")
-        return _json(self._model_view(model, (await self._model_server.cards()).get(name)))
+        return json_response(self._model_view(model, (await self._model_server.cards()).get(name)))
 
     async def add_model(self, request: web.Request) -> web.StreamResponse:
         """PUT /api/models/{name}"""
         name = _name_of(request)
-        path = Path((await _document(request, views.AddModel)).path)
+        path = Path((await json_body(request, views.AddModel)).path)
         if not path.is_absolute() or "\0" in str(path):
             raise BadRequestError("path: give the absolute path of a GGUF file on the host's machine")
         if NDJSON in request.headers.get("Accept", ""):
             return await self._add_model_told(request, name, path)
-        return _json(await self._added(await self._models.add(name, path)), status=201)
+        return json_response(await self._added(await self._models.add(name, path)), status=201)
 
     async def _added(self, model: KnownModel) -> views.ModelView:
         return self._model_view(model, (await self._model_server.cards()).get(model.name))
@@ -326,7 +348,7 @@ class AdminApi:
     async def keys(self, _request: web.Request) -> web.StreamResponse:
         """GET /api/keys"""
         totals = self._counts.key_totals()
-        return _json(
+        return json_response(
             views.Keys(
                 [
                     views.KeyView(
@@ -343,12 +365,12 @@ class AdminApi:
 
     async def add_key(self, request: web.Request) -> web.StreamResponse:
         """POST /api/keys"""
-        wanted = await _document(request, views.AddKey)
+        wanted = await json_body(request, views.AddKey)
         entry, text = await self._keys.add(wanted.name, wanted.tokens_per_minute)
         view = views.NewKey(
             name=entry.name, key=text, tokens_per_minute=entry.tokens_per_minute, added_at=entry.added_at
         )
-        response = _json(view, status=201)
+        response = json_response(view, status=201)
         response.headers["Cache-Control"] = "no-store"
         return response
 
@@ -379,27 +401,32 @@ class AdminApi:
 
     async def deploy(self, request: web.Request) -> web.StreamResponse:
         """PUT /api/functions/{name}"""
+        placement = placement_of(request)
         async with self._received(request) as upload:
             if NDJSON in request.headers.get("Accept", ""):
-                return await self._deploy_told(request, upload)
-            deployment = await self._deployer.deploy(upload, _untold)
-        return _json(self._view(deployment), status=201)
+                return await self._deploy_told(request, upload, placement)
+            deployment = await self._deployer.deploy(upload, _untold, placement)
+        return json_response(self._view(deployment), status=201)
 
     async def remove(self, request: web.Request) -> web.StreamResponse:
         """DELETE /api/functions/{name}"""
-        await self._deployer.remove(request.match_info["name"])
+        name = request.match_info["name"]
+        purge = int_of(request, "purge", 0, 1) == 1
+        await self._deployer.remove(name, actor=request[ACTOR].name)
+        for forget in self._on_removed:
+            await forget(name, purge=purge, actor=request[ACTOR].name)
         return web.Response(status=204)
 
     def _view(self, deployment: Deployment) -> views.DeploymentView:
         return views.deployment_view(deployment, self._public_url, self._models.warnings(deployment.manifest))
 
-    async def _deploy_told(self, request: web.Request, upload: Upload) -> web.StreamResponse:
+    async def _deploy_told(self, request: web.Request, upload: Upload, placement: Placement) -> web.StreamResponse:
         """Deploy with one NDJSON line per stage; a caller that hangs up cancels what is not committed yet."""
         response = web.StreamResponse(headers={"Content-Type": NDJSON, "Cache-Control": "no-store"})
         await response.prepare(request)
         stages: asyncio.Queue[str | None] = asyncio.Queue()
         stages.put_nowait("upload")
-        task = asyncio.create_task(self._deployer.deploy(upload, stages.put_nowait))
+        task = asyncio.create_task(self._deployer.deploy(upload, stages.put_nowait, placement))
         task.add_done_callback(lambda _task: stages.put_nowait(None))
         try:
             while (stage := await stages.get()) is not None:
@@ -547,36 +574,8 @@ def _name_of(request: web.Request) -> str:
         ) from exc
 
 
-async def _document(request: web.Request, kind: type[T]) -> T:
-    """Return the JSON body as a *kind*; raises BadRequestError."""
-    try:
-        return msgspec.json.decode(await request.read(), type=kind)
-    except web.HTTPRequestEntityTooLarge as exc:
-        raise BadRequestError("the body is far larger than the document that is wanted") from exc
-    except (msgspec.DecodeError, msgspec.ValidationError) as exc:
-        raise BadRequestError(
-            f"the body is not the JSON that is wanted: {exc}; /api/openapi.json has its schema"
-        ) from exc
-
-
-def _int_of(request: web.Request, key: str, default: int, maximum: int) -> int:
-    text = request.query.get(key, str(default))
-    if not (text.isascii() and text.isdigit() and int(text) <= maximum):
-        raise BadRequestError(f"{key}={text!r} is not a number from 0 to {maximum}")
-    return int(text)
-
-
-def _raw(header: str) -> bytes:
-    """Return a header's bytes as they were sent: aiohttp keeps what is not UTF-8 as surrogates."""
-    return header.strip().encode("utf-8", "surrogateescape")
-
-
 def _untold(_stage: str) -> None:
     """Take a stage that nobody wants to hear of."""
-
-
-def _json(document: Any, status: int = 200) -> web.Response:
-    return web.Response(body=msgspec.json.encode(document), status=status, content_type=JSON)
 
 
 def _line(message: msgspec.Struct) -> bytes:

@@ -23,22 +23,41 @@ from aiohttp import web
 from faas.artifacts.store import ArtifactStore
 from faas.clock import SystemClock
 from faas.config import HostConfig
+from faas.control import exposure
+from faas.control.access import InvokeKeys, Tokens
 from faas.control.api import AdminApi
+from faas.control.canary import CanaryController
 from faas.control.compiler import JobCompiler
 from faas.control.deployer import Deployer
+from faas.control.endpoints.access import AccessEndpoints
+from faas.control.endpoints.jobs import JobEndpoints
+from faas.control.endpoints.kv import KvEndpoints
+from faas.control.endpoints.settings import SettingsEndpoints
+from faas.control.endpoints.traffic import TrafficEndpoints
+from faas.control.jobs import CallbackSender, Dispatcher, JobDesk, host_name
 from faas.control.keys import KeyRing
+from faas.control.kv import KvService
 from faas.control.logs import FunctionLogs
 from faas.control.models import ModelRegistry
 from faas.control.modelserver import ModelSupervisor, why_no_models
+from faas.control.schedules import Scheduler
+from faas.control.settings import SettingsKeeper
+from faas.control.sharing import Follower, Lead
 from faas.control.stats import Counts
 from faas.control.supervisor import Supervisor
+from faas.control.vault import open_vault
 from faas.control.views import base_url
 from faas.errors import ConfigError, HomeLockedError, PortTakenError
 from faas.log import event
-from faas.state.sqlite import SqliteState
+from faas.machine import forbid_dumps
+from faas.outbound.client import Client
+from faas.state.access import CHANGED as ACCESS_CHANGED
+from faas.state.functions import CHANGED as FUNCTIONS_CHANGED
+from faas.state.kv import CHANGED as KV_CHANGED
+from faas.state.settings import CHANGED as SETTINGS_CHANGED
+from faas.state.state import open_state
+from faas.tls import ServerCertificate
 
-ADMIN_HOST = "127.0.0.1"
-"""The admin API is for this machine; a tunnel is the way in from elsewhere."""
 MODEL_SERVER_PATIENCE_S = 10.0
 """How long a start waits for the model server; a host without it is useful too, and it may come later."""
 PORT_PATIENCE_S = 5.0
@@ -58,6 +77,10 @@ class RunningHost(msgspec.Struct, frozen=True):
     home: str
     token_path: str
     workers: int
+    public_cert: str = ""
+    """The certificate that the public port presents, a path; '' without TLS."""
+    admin_cert: str = ""
+    """As ``public_cert``, of the admin port: so that commands on this machine know whom to believe."""
     models: tuple[str, ...] = ()
     """Those that are offered."""
     models_problem: str = ""
@@ -71,6 +94,7 @@ async def serve(config: HostConfig, on_ready: Callable[[RunningHost], Awaitable[
     Args: *on_ready* is called, or awaited, once every worker serves; it may deploy over the admin API.
     Raises: ConfigError, HomeLockedError, PortTakenError, StateError, WorkerLostError.
     """
+    forbid_dumps()
     async with AsyncExitStack() as stack:
         stop = stack.enter_context(_signals())
         host = await _started(stack, config, stop)
@@ -117,6 +141,7 @@ async def _running(config: HostConfig) -> AsyncIterator[RunningHost]:
     clock = SystemClock()
     home = config.home_path
     async with AsyncExitStack() as stack:
+        certificates = _certificates(config)
         _make_home(home)
         stack.enter_context(_locked(home))
         token = _admin_token(home)
@@ -124,17 +149,33 @@ async def _running(config: HostConfig) -> AsyncIterator[RunningHost]:
         run_dir = stack.enter_context(_run_folder(home))
         store = await asyncio.to_thread(ArtifactStore, home)
         await asyncio.to_thread(store.clear_scratch)
-        state = await SqliteState.open(home / "state.db", clock)
+        state = await open_state(config.state, home / "state.db", clock)
         stack.push_async_callback(state.aclose)
         logs = FunctionLogs(home / "logs" / "functions", config.log_rotate_bytes, clock)
         stack.callback(logs.close)
         counts = Counts()
 
         public_port = stack.enter_context(await _held_port(config.host, config.port, "--port"))
-        admin_socket = await _listening(ADMIN_HOST, config.admin_port, "--admin-port")
+        admin_socket = await _listening(config.admin_host, config.admin_port, "--admin-port")
         stack.callback(admin_socket.close)
-        public_url = base_url(config.host, public_port)
-        admin_url = base_url(ADMIN_HOST, admin_socket.getsockname()[1])
+        admin_address, admin_port = admin_socket.getsockname()[:2]
+        public_url = base_url(config.host, public_port, tls=bool(config.tls_cert))
+        admin_url = base_url(config.admin_host, admin_port, tls=bool(config.admin_tls_cert))
+        for reason in exposure.warnings(config, admin_address):
+            event(_logger, "host.exposed", level=logging.WARNING, reason=reason)
+
+        settings = SettingsKeeper(
+            state.settings,
+            await asyncio.to_thread(open_vault, home, config.secrets_key_file),
+            shared=state.shared,
+            own_key=not config.secrets_key_file,
+        )
+        await settings.load()
+        kv = KvService(state.kv, max_value_bytes=config.kv_max_value_bytes, max_store_bytes=config.kv_max_store_bytes)
+        stack.push_async_callback(kv.aclose)
+        await kv.start()
+
+        desk = JobDesk(state.jobs, state.functions, max_job_bytes=config.max_job_bytes)
 
         def take_lines(by_function: dict[str, bytes]) -> None:
             for function, blob in by_function.items():
@@ -152,7 +193,10 @@ async def _running(config: HostConfig) -> AsyncIterator[RunningHost]:
             on_lines=take_lines,
             on_stats=counts.report,
             on_gone=counts.retire,
+            services={**kv.handlers(), **desk.handlers()},
+            settings_of=settings.of,
         )
+        settings.serve(supervisor)
         deployer = Deployer(
             state=state,
             store=store,
@@ -161,8 +205,12 @@ async def _running(config: HostConfig) -> AsyncIterator[RunningHost]:
             clock=clock,
             max_reserved=config.max_reserved_slots,
             n_workers=config.n_workers,
+            keep_versions=config.keep_versions,
         )
         keys = KeyRing(state, supervisor)
+        tokens = Tokens(state.access, token)
+        await tokens.load()
+        invoke_keys = InvokeKeys(state.access, supervisor)
         models = ModelRegistry(config, state=state, server=model_server, fleet=supervisor, missing=missing)
         await models.restore()
         stack.push_async_callback(models.aclose)
@@ -170,13 +218,72 @@ async def _running(config: HostConfig) -> AsyncIterator[RunningHost]:
         # It ends after the workers: what they finish while they drain may need it.
         stack.push_async_callback(model_server.aclose)
         model_server.start(models.offered(), models.digests())
+        holder = await asyncio.to_thread(host_name, home)
+        dispatcher = Dispatcher(
+            state.jobs,
+            state.database,
+            supervisor,
+            holder=holder,
+            slots=config.async_concurrency,
+        )
+        stack.push_async_callback(dispatcher.aclose)
         stack.push_async_callback(supervisor.drain)
-        await supervisor.start(deployments, deployer, models=models.names(), keys=await keys.keys())
+        await supervisor.start(
+            deployments,
+            deployer,
+            aliases=deployer.aliases,
+            models=models.names(),
+            keys=await keys.keys(),
+            invoke_keys=await invoke_keys.keys(),
+        )
         stack.push_async_callback(deployer.aclose)
+        lead = Lead(state, "canaries", holder)
+        stack.push_async_callback(lead.aclose)
+        lead.start()
+        canaries = CanaryController(deployer, counts, clock, is_leader=lead)
+        stack.push_async_callback(canaries.aclose)
+        canaries.start()
+
+        async def reload_access() -> None:
+            await tokens.load()
+            await keys.spread()
+            await invoke_keys.spread()
+
+        if state.shared:
+            changes = Follower(
+                {
+                    FUNCTIONS_CHANGED: deployer.refresh,
+                    KV_CHANGED: kv.load,
+                    SETTINGS_CHANGED: settings.follow,
+                    ACCESS_CHANGED: reload_access,
+                }
+            )
+            stack.push_async_callback(changes.aclose)
+            state.database.listen(changes.heard)
+
+        callbacks = CallbackSender(
+            desk,
+            state.jobs,
+            state.functions,
+            state.database,
+            Client(),
+            secret=settings.get,
+            log=lambda function, line: event(
+                _logger, "job.callback_failed", level=logging.WARNING, function=function, reason=line.decode()
+            ),
+            now=lambda: clock.time_ns() / 1e9,
+        )
+        stack.push_async_callback(callbacks.aclose)
+        callbacks.start()
+        scheduler = Scheduler(state.schedules, state.database)
+        stack.push_async_callback(scheduler.aclose)
+        scheduler.start()
+        stack.push_async_callback(dispatcher.stop)
+        await dispatcher.start()
 
         api = AdminApi(
             config=config,
-            token=token,
+            tokens=tokens,
             public_url=public_url,
             admin_url=admin_url,
             state=state,
@@ -189,12 +296,27 @@ async def _running(config: HostConfig) -> AsyncIterator[RunningHost]:
             counts=counts,
             clock=clock,
             upload_dir=upload_dir,
+            groups=(
+                AccessEndpoints(tokens, invoke_keys, state, counts),
+                KvEndpoints(kv, max_value_bytes=config.kv_max_value_bytes),
+                SettingsEndpoints(settings),
+                TrafficEndpoints(state, deployer, canaries, supervisor),
+                JobEndpoints(desk, state.jobs, scheduler),
+            ),
+            on_removed=(
+                invoke_keys.forget_function, kv.forget_function, settings.forget_function, desk.forget_function,
+            ),
         )
         # Cancelled handlers are what tells a deploy or a log follower that its caller hung up.
         runner = web.AppRunner(api.app(), handler_cancellation=True, access_log=None, shutdown_timeout=5.0)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        await web.SockSite(runner, admin_socket).start()
+        certificate = certificates.get("admin_tls_cert")
+        await web.SockSite(
+            runner, admin_socket, ssl_context=None if certificate is None else certificate.context
+        ).start()
+        if certificate is not None:
+            stack.push_async_callback(_cancelled, asyncio.create_task(certificate.watch(_certificate_told)))
         await model_server.settled(MODEL_SERVER_PATIENCE_S)
         models.start()
 
@@ -205,6 +327,8 @@ async def _running(config: HostConfig) -> AsyncIterator[RunningHost]:
             home=str(home),
             token_path=str(home / "token"),
             workers=config.n_workers,
+            public_cert=config.tls_cert,
+            admin_cert=config.admin_tls_cert,
             models=models.names().names,
             models_problem=model_server.view().reason if models.offered() else "",
         )
@@ -221,6 +345,34 @@ async def _running(config: HostConfig) -> AsyncIterator[RunningHost]:
         )
         yield host
     event(_logger, "host.stopped")
+
+
+def _certificates(config: HostConfig) -> dict[str, ServerCertificate]:
+    """
+    Return the certificates that the settings name, by setting: before anything is started, as they may be no good.
+
+    Raises: ConfigError.
+    """
+    return {
+        setting: ServerCertificate(cert, key, setting=setting)
+        for setting, cert, key in (
+            ("tls_cert", config.tls_cert, config.tls_key),
+            ("admin_tls_cert", config.admin_tls_cert, config.admin_tls_key),
+        )
+        if cert
+    }
+
+
+def _certificate_told(problem: ConfigError | None) -> None:
+    if problem is None:
+        event(_logger, "certificate.taken", port="admin")
+    else:
+        event(_logger, "certificate.refused", level=logging.WARNING, port="admin", reason=problem)
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 @contextmanager
@@ -357,7 +509,9 @@ async def _bound(host: str, port: int, flag: str, *, reuse_port: bool) -> socket
             await loop.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         )[0]
     except socket.gaierror as exc:
-        raise ConfigError(f"host {host!r} has no address: {exc.strerror}; check --host") from exc
+        raise ConfigError(
+            f"host {host!r} has no address: {exc.strerror}; check {flag.replace('port', 'host')}"
+        ) from exc
     until = loop.time() + PORT_PATIENCE_S
     while True:
         candidate = socket.socket(family, kind, protocol)

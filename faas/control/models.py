@@ -24,7 +24,8 @@ from faas.errors import BadRequestError, FaasError, ModelFileError, ModelOverBud
 from faas.log import event
 from faas.manifest import Manifest
 from faas.modelserver.gguf import digest_of, read_gguf, unreadable
-from faas.state.base import FileMark, ModelEntry, State
+from faas.state.base import FileMark, ModelEntry
+from faas.state.state import State
 from faas.wire.messages import Models
 
 DEMO_NAME = "default"
@@ -150,7 +151,7 @@ class ModelRegistry:
                 self._settings[name] = await self._examined(name, Path(path), Source.SETTINGS)
             except FaasError as exc:
                 raise type(exc)(f"model {name!r}: {exc.message}", **exc.facts) from exc
-        for entry in await self._state.models():
+        for entry in await self._state.models.models():
             self._registered[entry.name] = await self._restored(entry)
         demo = self._find_demo() if self._config.model_demo else None
         if demo is not None:
@@ -211,7 +212,7 @@ class ModelRegistry:
             await see_through(self._remove(name))
 
     async def _add(self, model: KnownModel) -> KnownModel:
-        entry = await self._state.put_model(
+        entry = await self._state.models.put_model(
             ModelEntry(name=model.name, path=model.path, digest=model.digest, bytes=model.bytes)
         )
         kept = self._registered[model.name] = msgspec.structs.replace(model, added_at=entry.added_at)
@@ -221,7 +222,7 @@ class ModelRegistry:
         return kept
 
     async def _remove(self, name: str) -> None:
-        await self._state.remove_model(name)
+        await self._state.models.remove_model(name)
         self._registered.pop(name, None)
         event(_logger, "model.removed", model=name)
         await self._fleet.set_models(self.names())
@@ -269,7 +270,7 @@ class ModelRegistry:
             name=name,
             path=str(path),
             source=source,
-            digest=await self._state.fingerprint(await asyncio.to_thread(mark_of, path)),
+            digest=await self._state.models.fingerprint(await asyncio.to_thread(mark_of, path)),
             bytes=facts.bytes,
             architecture=facts.architecture,
             n_ctx_train=facts.n_ctx_train,
@@ -287,7 +288,7 @@ class ModelRegistry:
             digest = await asyncio.to_thread(digest_of, path, on_read=_from_thread(on_hashed, gone))
         finally:
             gone.set()  # the thread of a cancelled call goes on by itself, for minutes with a large file
-        await self._state.keep_fingerprint(mark, digest)
+        await self._state.models.keep_fingerprint(mark, digest)
         return digest
 
     async def _fingerprint_all(self) -> None:

@@ -13,49 +13,20 @@ import msgspec
 
 from faas import __version__
 from faas.control import views
+from faas.control.access import Role
+from faas.control.endpoints import access, jobs, kv, settings, traffic
+from faas.control.endpoints.base import JSON, NDJSON, TOML, Endpoint, Query
 from faas.manifest import Manifest
 from faas.problems import CONTENT_TYPE
 
-JSON = "application/json"
-NDJSON = "application/x-ndjson"
-TOML = "application/toml"
 PROMETHEUS = "text/plain"
 
 _PARAM = re.compile(r"\{(\w+)\}")
 
 
-class Query(msgspec.Struct, frozen=True):
-    """One query parameter."""
-
-    name: str
-    schema: dict[str, Any]
-    text: str
-
-
-class Endpoint(msgspec.Struct, frozen=True):
-    """One method on one path; ``operation`` names the method of ``AdminApi`` that answers."""
-
-    method: str
-    path: str
-    operation: str
-    summary: str
-    status: int = 200
-    content: dict[str, Any] = {}
-    """Media type → the struct that it carries (None: free form)."""
-    query: tuple[Query, ...] = ()
-    public: bool = False
-    """True: answers without a token."""
-    upload: bool = False
-    events: tuple[type[msgspec.Struct], ...] = ()
-    """What it answers line by line instead, to a caller that accepts NDJSON."""
-    body: type[msgspec.Struct] | None = None
-    """The struct that the request's JSON carries."""
-    refusals: dict[int, str] = {}
-
-
 _NOT_FOUND = {404: "No such function."}
 
-ENDPOINTS = (
+_CORE = (
     Endpoint("GET", "/api/openapi.json", "document", "This document.", content={JSON: None}, public=True),
     Endpoint("GET", "/api/status", "status", "The host and its workers.", content={JSON: views.Status}),
     Endpoint("GET", "/api/functions", "functions", "Every function.", content={JSON: views.Functions}),
@@ -75,10 +46,11 @@ ENDPOINTS = (
         status=201,
         content={JSON: views.DeploymentView},
         upload=True,
+        query=traffic.DEPLOY_QUERY,
         events=(views.ProgressEvent, views.DoneEvent, views.FailedEvent),
         refusals={
             400: "The request is not the documented form.",
-            409: "Another function answers on one of the routes.",
+            409: "Another function answers on one of the routes, or a canary runs.",
             413: "The upload is over the host's limit.",
             422: "The manifest or the module was refused.",
             503: "Every worker went away while it tried the version.",
@@ -88,8 +60,15 @@ ENDPOINTS = (
         "DELETE",
         "/api/functions/{name}",
         "remove",
-        "Remove a function and its versions; the answer comes when no worker serves it.",
+        "Remove a function with its versions, config values and secrets; the answer comes when no worker serves it.",
         status=204,
+        query=(
+            Query(
+                "purge",
+                {"type": "string", "enum": ["0", "1"], "default": "0"},
+                "1: what its key-value store holds, too, and the grants of it.",
+            ),
+        ),
         refusals=_NOT_FOUND,
     ),
     Endpoint(
@@ -149,6 +128,7 @@ ENDPOINTS = (
             422: "The file is no GGUF, truncated or unreadable.",
             507: "The model is larger than the memory budget.",
         },
+        role=Role.ADMIN,
     ),
     Endpoint(
         "DELETE",
@@ -157,6 +137,7 @@ ENDPOINTS = (
         "Forget a registered model; its file stays.",
         status=204,
         refusals={400: "The model is not a registered one.", 404: "No such model."},
+        role=Role.ADMIN,
     ),
     Endpoint(
         "GET",
@@ -174,6 +155,7 @@ ENDPOINTS = (
         content={JSON: views.NewKey},
         body=views.AddKey,
         refusals={400: "The request does not have the documented form.", 409: "The name is taken."},
+        role=Role.ADMIN,
     ),
     Endpoint(
         "DELETE",
@@ -182,11 +164,21 @@ ENDPOINTS = (
         "Remove a key; the answer comes when no worker takes it.",
         status=204,
         refusals={404: "No such key."},
+        role=Role.ADMIN,
     ),
     Endpoint(
         "GET", "/metrics", "metrics", "Counters in Prometheus' text format.", content={PROMETHEUS: None}, public=True
     ),
 )
+ENDPOINTS: tuple[Endpoint, ...] = (
+    *_CORE,
+    *access.ENDPOINTS,
+    *kv.ENDPOINTS,
+    *settings.ENDPOINTS,
+    *jobs.ENDPOINTS,
+    *traffic.ENDPOINTS,
+)
+"""Those of ``AdminApi``, and one table for each of ``faas.control.endpoints``."""
 
 
 def openapi_document(endpoints: tuple[Endpoint, ...] = ENDPOINTS) -> dict[str, Any]:
@@ -211,7 +203,12 @@ def openapi_document(endpoints: tuple[Endpoint, ...] = ENDPOINTS) -> dict[str, A
         "components": {
             "schemas": _with_ecma_patterns(components),
             "securitySchemes": {
-                "token": {"type": "http", "scheme": "bearer", "description": "The content of `token` in the home."}
+                "token": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "The content of `token` in the home, or a token that was made: its role is read, "
+                    "deploy or admin, and each may do what the one before it may.",
+                }
             },
         },
     }
@@ -230,7 +227,13 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
             "content": {NDJSON: {"schema": {"oneOf": [_ref(event) for event in endpoint.events]}}},
         }
     refusals = (
-        dict(endpoint.refusals) if endpoint.public else {401: "The token is missing or wrong.", **endpoint.refusals}
+        dict(endpoint.refusals)
+        if endpoint.public
+        else {
+            401: "The token is missing or wrong.",
+            403: f"The token's role is below {endpoint.needed_role.value}.",
+            **endpoint.refusals,
+        }
     )
     for status, text in refusals.items():
         responses[str(status)] = {"description": text, "content": {CONTENT_TYPE: {"schema": _ref(views.Problem)}}}
@@ -240,7 +243,8 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
         "responses": responses,
     }
     if not endpoint.public:
-        operation["security"] = [{"token": []}]
+        operation["security"] = [{"token": [endpoint.needed_role.value]}]
+        operation["description"] = f"Wants a token of the role `{endpoint.needed_role.value}` or a higher one."
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in _PARAM.findall(endpoint.path)
@@ -254,6 +258,8 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
         operation["requestBody"] = _upload_body()
     elif endpoint.body is not None:
         operation["requestBody"] = {"required": True, "content": {JSON: {"schema": _ref(endpoint.body)}}}
+    elif endpoint.raw_body:
+        operation["requestBody"] = {"required": True, "content": {endpoint.raw_body: {"schema": {"type": "string"}}}}
     return operation
 
 

@@ -14,6 +14,10 @@ from faas.wire.models import ModelStats
 Counters = dict[str, float]
 KEY_PREFIX = "key:"
 """No function's name has a colon, so workers report what an API key used under ``key:NAME``."""
+INVOKE_PREFIX = "invoke:"
+"""An invoke key's name comes as ``invoke:FUNCTION:NAME``."""
+VERSION_MARK = "@"
+"""Versions that share an alias' requests are reported as ``FUNCTION@VERSION`` too; no function's name has one."""
 TOKEN_KINDS = ("prompt", "generated")
 _MODEL_COUNTERS = ("loads", "prompt_tokens", "cached_tokens", "generated_tokens", "requests", "decode_steps")
 _MODEL_GAUGES = ("active", "waiting", "cells_used", "saved_bytes", "resident_bytes")
@@ -30,6 +34,11 @@ class Counts:
     def report(self, worker: int, stats: Stats) -> None:
         """Take *worker*'s newest cumulative numbers in place of its last ones."""
         self._live[worker] = stats
+        # A version whose alias is not split any more is not counted, and would stay in here for ever.
+        over = [name for name in self._base if VERSION_MARK in name and ":" not in name]
+        for name in over:
+            if not any(name in live.functions for live in self._live.values()):
+                del self._base[name]
 
     def retire(self, worker: int) -> None:
         """Keep what *worker* counted: it is gone, and its replacement begins at zero."""
@@ -39,7 +48,17 @@ class Counts:
 
     def totals(self) -> dict[str, Counters]:
         """Return the counters of each function, over workers alive and dead."""
-        return {name: counters for name, counters in self._sums().items() if not name.startswith(KEY_PREFIX)}
+        return {
+            name: counters for name, counters in self._sums().items() if ":" not in name and VERSION_MARK not in name
+        }
+
+    def version_totals(self, function: str) -> dict[int, Counters]:
+        """Return the counters of the versions of *function* that share an alias' requests, over all workers."""
+        prefix = function + VERSION_MARK
+        totals: dict[str, Counters] = {}
+        for part in (self._base, *(stats.functions for stats in self._live.values())):
+            _add(totals, {name: counters for name, counters in part.items() if name.startswith(prefix)})
+        return {int(name.removeprefix(prefix)): counters for name, counters in totals.items()}
 
     def key_totals(self) -> dict[str, Counters]:
         """Return the counters of each API key, over workers alive and dead."""
@@ -48,6 +67,15 @@ class Counts:
             for name, counters in self._sums().items()
             if name.startswith(KEY_PREFIX)
         }
+
+    def invoke_key_totals(self) -> dict[tuple[str, str], Counters]:
+        """Return the counters of each invoke key by function and name, over workers alive and dead."""
+        totals: dict[tuple[str, str], Counters] = {}
+        for name, counters in self._sums().items():
+            if name.startswith(INVOKE_PREFIX):
+                function, _, key = name.removeprefix(INVOKE_PREFIX).partition(":")
+                totals[function, key] = counters
+        return totals
 
     def _sums(self) -> dict[str, Counters]:
         totals = {name: dict(counters) for name, counters in self._base.items()}
@@ -136,6 +164,9 @@ class ModelCounts:
         return _only(self._live, _MODEL_GAUGES)
 
 
+NO_JOBS: Mapping[tuple[str, str], int] = {}
+
+
 def prometheus_text(
     totals: Mapping[str, Mapping[str, float]],
     gauges: Mapping[int, Mapping[str, float]],
@@ -143,14 +174,17 @@ def prometheus_text(
     restarts: Mapping[int, int],
     *,
     keys: Mapping[str, Mapping[str, float]],
+    invoke_keys: Mapping[tuple[str, str], Mapping[str, float]],
     models: Mapping[str, Mapping[str, float]],
     model_gauges: Mapping[str, Mapping[str, float]],
+    jobs: Mapping[tuple[str, str], int] = NO_JOBS,
 ) -> str:
     """
     Return the numbers in Prometheus' text format.
 
     Args: *host* maps a metric without labels to its value; *gauges* and *restarts* are per worker; *totals* are per
-    function, *keys* per API key, *models* and *model_gauges* per model.
+    function, *keys* per API key, *invoke_keys* per function and key, *models* and *model_gauges* per model,
+    *jobs* per function and state.
     Source: Prometheus text exposition format 0.0.4.
     """
     lines: list[str] = []
@@ -161,6 +195,12 @@ def prometheus_text(
         for labels, value in samples:
             lines.append(f"{name}{_labels(labels)} {value:.17g}")
 
+    family(
+        "faas_jobs",
+        "gauge",
+        "Jobs that are kept, by where they are.",
+        (({"function": name, "state": state}, n) for (name, state), n in sorted(jobs.items())),
+    )
     named = sorted(totals.items())
     family(
         "faas_invocations_total",
@@ -177,6 +217,12 @@ def prometheus_text(
             for name, counters in named
             for outcome in Outcome
         ),
+    )
+    family(
+        "faas_invocation_answered_5xx_total",
+        "counter",
+        "Invocations whose guest answered with a status of 500 or more.",
+        (({"function": name}, counters.get("answered_5xx", 0)) for name, counters in named),
     )
     for key, metric, text in (
         ("duration_ms", "faas_invocation_duration_seconds_total", "Wall time of invocations, added up."),
@@ -238,6 +284,25 @@ def prometheus_text(
         "counter",
         "Model requests with an API key.",
         (({"key": name}, counters.get("model_requests", 0)) for name, counters in sorted(keys.items())),
+    )
+    for key, metric, text in (
+        ("requests", "faas_invoke_key_requests_total", "Requests with an invoke key that it opened."),
+        ("rate_limited", "faas_invoke_key_rate_limited_total", "Requests over an invoke key's requests per minute."),
+    ):
+        family(
+            metric,
+            "counter",
+            text,
+            (
+                ({"function": function, "key": name}, counters.get(key, 0))
+                for (function, name), counters in sorted(invoke_keys.items())
+            ),
+        )
+    family(
+        "faas_invoke_key_refused_total",
+        "counter",
+        "Requests without the invoke key that their function asks for.",
+        (({"function": name}, counters["key_refused"]) for name, counters in named if "key_refused" in counters),
     )
     family(
         "faas_model_tokens_total",

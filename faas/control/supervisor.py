@@ -14,7 +14,7 @@ import itertools
 import json
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +27,7 @@ from faas.control.process import BACK_OFF_S, HEALTHY_S, ChildProcess, Spawn, fir
 from faas.control.shares import ShareLedger
 from faas.control.stats import Ledger
 from faas.errors import FaasError, InternalError, PeerGoneError, ProtocolError, WireError, WorkerLostError
-from faas.invocation import Deployment
+from faas.invocation import Alias, Deployment, leading
 from faas.log import event, exception
 from faas.problems import from_problem, to_problem
 from faas.wire.framing import Channel
@@ -39,7 +39,10 @@ from faas.wire.messages import (
     ArtifactReady,
     Drain,
     FromWorker,
+    FunctionSettings,
     Hello,
+    InvokeKey,
+    InvokeKeys,
     Keys,
     Lines,
     Models,
@@ -52,6 +55,7 @@ from faas.wire.messages import (
     Stats,
     Table,
 )
+from faas.wire.peer import Answer, Ask, Cancel, Handler, Peer
 
 MAX_FAILED_STARTS = 5
 """This many deaths in a row before the first ``Ready`` and the host gives up starting."""
@@ -103,6 +107,8 @@ class _Worker:
         self.greeted = asyncio.Event()
         self.hung_up = asyncio.Event()
         self.pending: dict[int, asyncio.Future[Prepared]] = {}
+        self.peer: Peer | None = None
+        self.settings: FunctionSettings | None = None
         self.untold: dict[str, Spending] = {}
         self.teller: asyncio.Task[None] | None = None
 
@@ -115,7 +121,9 @@ class ModelAccess(msgspec.Struct, frozen=True):
 
 
 NO_ACCESS = ModelAccess()
+NO_SERVICES: Mapping[str, Handler] = {}
 NO_MODELS = Models(names=())
+NO_SETTINGS = FunctionSettings(config={}, secrets=())
 
 
 class WorkerView(msgspec.Struct, frozen=True):
@@ -148,12 +156,16 @@ class Supervisor:
         on_lines: Callable[[dict[str, bytes]], None],
         on_stats: Callable[[int, Stats], None],
         on_gone: Callable[[int], None],
+        services: Mapping[str, Handler] = NO_SERVICES,
+        settings_of: Callable[[tuple[Deployment, ...]], FunctionSettings] = lambda _deployments: NO_SETTINGS,
         spawn: Spawn = spawn_worker,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """
         Args: *run_dir* holds the socket. *on_lines*, *on_stats* and *on_gone* take what workers send up, and the
-        index of one that is gone; *spawn* and *sleep* are there for tests.
+        index of one that is gone; *services* answer what workers ask, with ``_worker`` among the arguments;
+        *settings_of* says what a worker has to know that serves so much, the same object while that is the same;
+        *spawn* and *sleep* are there for tests.
         """
         self._config = config
         self._socket_path = run_dir / "control.sock"
@@ -163,12 +175,15 @@ class Supervisor:
         self._on_lines = on_lines
         self._on_stats = on_stats
         self._on_gone = on_gone
+        self._services = services
+        self._settings_of = settings_of
         self._spawn = spawn
         self._sleep = sleep
         self._maker: ArtifactMaker | None = None
         self._table = Table(generation=0, deployments=())
         self._models = Models(names=())
         self._keys = Keys(keys=())
+        self._invoke_keys = InvokeKeys(keys=())
         self._ledger = Ledger(clock)
         self._shares = ShareLedger(config.n_workers)
         self._workers = [_Worker(index) for index in range(config.n_workers)]
@@ -194,20 +209,23 @@ class Supervisor:
         deployments: tuple[Deployment, ...],
         maker: ArtifactMaker,
         *,
+        aliases: tuple[Alias, ...] = (),
         models: Models = NO_MODELS,
         keys: tuple[ApiKey, ...] = (),
+        invoke_keys: tuple[InvokeKey, ...] = (),
     ) -> None:
         """
-        Start every worker on *deployments*; all of them serve when this returns.
+        Start every worker on *deployments* by *aliases*; all of them serve when this returns.
 
-        Args: *models* are those that exist, *keys* open the OpenAI-compatible endpoints.
+        Args: *models* are those that exist, *keys* open the OpenAI-compatible endpoints, *invoke_keys* functions.
         Raises: WorkerLostError if one of them keeps dying before it serves; ``drain`` is needed even then.
         """
         self._maker = maker
         self._models = models
         self._keys = Keys(keys=keys)
-        self._table = Table(generation=1, deployments=deployments)
-        self._shares.serve(deployments)
+        self._invoke_keys = InvokeKeys(keys=invoke_keys)
+        self._table = Table(generation=1, deployments=deployments, aliases=aliases)
+        self._shares.serve(leading(deployments, aliases).values())
         self._socket_path.unlink(missing_ok=True)
         self._server = await asyncio.start_unix_server(self._accept, self._socket_path)
         self._socket_path.chmod(0o600)
@@ -255,17 +273,21 @@ class Supervisor:
                 f"every worker died or hung while it tried {deployment.function!r}; the host's log has their last words"
             )
 
-    async def activate(self, deployments: tuple[Deployment, ...]) -> int:
+    async def activate(self, deployments: tuple[Deployment, ...], aliases: tuple[Alias, ...] = ()) -> int:
         """
-        Have every worker serve exactly *deployments*; return the generation, once all of them do.
+        Have every worker serve exactly *deployments*, by *aliases*; return the generation, once all of them do.
 
         A worker that dies meanwhile doesn't count (its replacement begins with this table), one that doesn't answer
         in time is killed. So this always succeeds.
         """
-        self._table = Table(generation=self._table.generation + 1, deployments=deployments)
-        self._shares.serve(deployments)
+        # Requests in flight still run what was served so far, and may need what that was given.
+        settings = self._settings_of((*self._table.deployments, *deployments))
+        self._table = Table(generation=self._table.generation + 1, deployments=deployments, aliases=aliases)
+        self._shares.serve(leading(deployments, aliases).values())
         told: list[tuple[_Worker, Channel[FromWorker]]] = []
         for worker in self._workers:
+            if worker.settings is not settings and self._tell(worker, settings):
+                worker.settings = settings
             if worker.channel is not None and self._tell(worker, self._table):
                 told.append((worker, worker.channel))
         wanted = self._table.generation
@@ -282,6 +304,17 @@ class Supervisor:
             await self._until(lambda: not behind())
         return wanted
 
+    async def ask(self, index: int, operation: str, /, **arguments: Any) -> Any:
+        """
+        Return what worker *index* answers.
+
+        Raises: the FaasError that it answered with; PeerGoneError if it does not serve, or is gone before it answered.
+        """
+        worker = self._workers[index]
+        if worker.peer is None or worker.state is not WorkerState.SERVING:
+            raise PeerGoneError(f"worker {index} does not serve")
+        return await worker.peer.ask(operation, **arguments)
+
     async def set_models(self, models: Models) -> None:
         """Have every worker go by *models*; all of them do when this returns. Never fails, as ``activate``."""
         self._models = models
@@ -292,11 +325,20 @@ class Supervisor:
         self._keys = Keys(keys=keys)
         await self._spread(self._keys)
 
-    async def _spread(self, message: Models | Keys) -> None:
+    async def set_invoke_keys(self, keys: tuple[InvokeKey, ...]) -> None:
+        """Have every worker go by *keys*; all of them do when this returns. Never fails, as ``activate``."""
+        self._invoke_keys = InvokeKeys(keys=keys)
+        await self._spread(self._invoke_keys)
+
+    async def spread_settings(self) -> None:
+        """Have every worker go by what *settings_of* says now; all of them do when this returns. Never fails."""
+        await self.activate(self._table.deployments, self._table.aliases)
+
+    async def _spread(self, message: Models | Keys | InvokeKeys) -> None:
         """Tell every worker, then have the table that they already serve answered once more: the order is kept."""
         for worker in self._workers:
             self._tell(worker, message)
-        await self.activate(self._table.deployments)
+        await self.activate(self._table.deployments, self._table.aliases)
 
     async def drain(self) -> None:
         """Let every worker finish its requests, within the drain budget; then end them all."""
@@ -429,6 +471,7 @@ class Supervisor:
                 "models": list(self._models.names),
                 "models_missing": self._models.missing,
                 "keys": msgspec.to_builtins(self._keys.keys),
+                "invoke_keys": msgspec.to_builtins(self._invoke_keys.keys),
             }
         ).encode()
 
@@ -452,12 +495,16 @@ class Supervisor:
             async with asyncio.timeout(HELLO_TIMEOUT_S):
                 worker = self._recognise(await channel.receive())
             worker.channel = channel
+            worker.peer = Peer(channel.send_nowait, _of_worker(self._services, worker.index))
             worker.greeted.set()
             channel.send_nowait(msgspec.structs.replace(self._table, shares=self._shares.connect(worker.index)))
             worker.untold, worker.teller = {}, None  # all of it is in the snapshot
             channel.send_nowait(self._ledger.snapshot())
+            worker.settings = self._settings_of(self._table.deployments)
+            channel.send_nowait(worker.settings)
             channel.send_nowait(self._models)
             channel.send_nowait(self._keys)
+            channel.send_nowait(self._invoke_keys)
             if self._draining:
                 channel.send_nowait(Drain(timeout_s=self._config.drain_timeout_s))
             while True:
@@ -511,6 +558,9 @@ class Supervisor:
                 self._share(worker, self._ledger.report(worker.index, message))
             case Shares():
                 self._tell_shares(self._shares.report(worker.index, message))
+            case Ask() | Answer() | Cancel():
+                if worker.peer is not None:
+                    worker.peer.take(message)
             case Hello():
                 raise ProtocolError("a worker says hello once")
 
@@ -585,6 +635,9 @@ class Supervisor:
 
     def _hang_up(self, worker: _Worker) -> None:
         worker.channel = None
+        if worker.peer is not None:
+            worker.peer.close()
+            worker.peer = None
         for answer in worker.pending.values():
             if not answer.done():
                 answer.set_exception(PeerGoneError("the worker closed the connection"))
@@ -603,6 +656,15 @@ class Supervisor:
     async def _until(self, done: Callable[[], bool]) -> None:
         while not done():
             await self._changed.wait()
+
+
+def _of_worker(services: Mapping[str, Handler], index: int) -> dict[str, Handler]:
+    """Return *services* as worker *index* asks for them."""
+
+    def told(handler: Handler) -> Handler:
+        return lambda arguments: handler({**arguments, "_worker": index})
+
+    return {operation: told(handler) for operation, handler in services.items()}
 
 
 def _answered(worker: _Worker) -> bool:

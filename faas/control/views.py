@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import msgspec
@@ -10,7 +11,7 @@ from faas.config import ModelName
 from faas.control.models import Source
 from faas.control.modelserver import ModelServerView
 from faas.control.supervisor import WorkerView
-from faas.invocation import Deployment, Kind
+from faas.invocation import Alias, Deployment, Kind
 from faas.manifest import Manifest
 from faas.routes import parse_route
 
@@ -63,7 +64,7 @@ class FunctionView(msgspec.Struct, frozen=True):
 
 
 class VersionView(msgspec.Struct, frozen=True):
-    """One version, serving or not."""
+    """One version, serving or not; ``aliases`` has the percent of their requests that it gets, where it gets any."""
 
     version: int
     active: bool
@@ -72,6 +73,7 @@ class VersionView(msgspec.Struct, frozen=True):
     bundle_digest: str
     created_at: float
     manifest: Manifest
+    aliases: dict[str, float] = {}
 
 
 class Versions(msgspec.Struct, frozen=True):
@@ -206,16 +208,22 @@ class Problem(msgspec.Struct, frozen=True):
     request_id: str = ""
 
 
-def base_url(host: str, port: int) -> str:
+def base_url(host: str, port: int, *, tls: bool = False) -> str:
     """Return the URL at which a host that listens on *host* can be tried from this machine."""
     if host in {"", "0.0.0.0", "::"}:
         host = "127.0.0.1"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def urls_of(manifest: Manifest, public_url: str) -> tuple[str, ...]:
     """Return the URL of each route, parameters and trailing ``*`` as the route writes them."""
     return tuple(dict.fromkeys(public_url + parse_route(route).path for route in manifest.routes))
+
+
+def shares_of(version: int, aliases: Iterable[Alias]) -> dict[str, float]:
+    """Return the percent of their requests that *version* gets, by the aliases that name it."""
+    return {alias.alias: alias.shares[version] for alias in aliases if version in alias.shares}
 
 
 def deployment_view(deployment: Deployment, public_url: str, warnings: tuple[str, ...] = ()) -> DeploymentView:

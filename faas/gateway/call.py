@@ -6,18 +6,24 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from aiohttp import web
+from multidict import CIMultiDict
 
 from faas.clock import Clock
-from faas.errors import BodyTooLargeError, MalformedRequestError, OutputLimitError, RequestTimeoutError
+from faas.errors import BodyTooLargeError, FaasError, MalformedRequestError, OutputLimitError, RequestTimeoutError
+from faas.gateway.inmemory import MemoryLane, MemoryRequest
 from faas.gateway.journal import Journal
-from faas.gateway.lane import SOFTWARE, Lane, Request
+from faas.gateway.lane import SOFTWARE, Lane, ReadLane, Request, Stream
 from faas.gateway.live import Served
+from faas.invocation import Outcome
+from faas.outbound.exchange import Body
+from faas.routes import Route
 
 OUTPUT_HIGH_WATER = 256 * 1024
+_NOTHING: frozenset[str] = frozenset()
 
 
 class Call:
@@ -27,11 +33,20 @@ class Call:
     ``script_name`` is the part of the raw path that the route matched; times are ``time.perf_counter`` seconds.
     """
 
+    # Of every HTTP request, so that none has to be told; ``internal.InternalCall`` has others.
+    caller: str = ""
+    """The function that calls, or what else it is that invokes in memory."""
+    deadline: float | None = None
+    """When the caller's own time is over, on the loop's clock, in seconds."""
+    depth: int = 0
+    """How many functions called each other to come here."""
+
     __slots__ = (
         "admitted",
         "answered",
         "clock",
         "cpu_ns",
+        "hidden",
         "journal",
         "lane",
         "method",
@@ -51,7 +66,7 @@ class Call:
 
     def __init__(
         self,
-        lane: Lane,
+        lane: Lane | MemoryLane,
         served: Served,
         *,
         method: str,
@@ -85,13 +100,30 @@ class Call:
         self.answered = 0.0
         self.with_body = with_body
         self.cpu_ns = 0
+        self.hidden = _NOTHING
+        """Headers that the guest must not see, in lower case: those with an invoke key, those that only hosts set."""
         self.warm = ""
         """What ``Server-Timing`` says of an instance that was there already, as a parameter of ``start``."""
 
     @property
-    def request(self) -> Request:
-        """aiohttp's request, or what stands in for it in the lane."""
+    def request(self) -> Request | MemoryRequest:
+        """aiohttp's request, or what stands in for it in the lane or in memory."""
         return self.lane.request
+
+    def guest_headers(self) -> Mapping[str, str]:
+        """Return the request's headers as its guest may see them, a dict only where the request's are in one."""
+        headers, hidden = self.request.headers, self.hidden
+        if not hidden:
+            return headers
+        if type(headers) is dict:
+            return {name: value for name, value in headers.items() if name not in hidden}
+        shown = CIMultiDict(headers)
+        for name in hidden:
+            shown.popall(name, None)
+        return shown
+
+    def failed(self, outcome: Outcome, error: FaasError) -> None:
+        """Hear that it ended so; the journal has it already."""
 
     @property
     def start_ms(self) -> float:
@@ -116,6 +148,14 @@ class Call:
     def log_line(self, line: bytes) -> None:
         """Keep one line that the guest wrote to stderr."""
         self.journal.line(self.served.name, self.served.version, self.request_id, line.decode("utf-8", "replace"))
+
+
+class LocalRedirect(Exception):
+    """The guest answered ``Location: /path``: the host serves that path instead (RFC 3875 6.2.2)."""
+
+    def __init__(self, location: str) -> None:
+        super().__init__(location)
+        self.location = location
 
 
 class BodyPace(NamedTuple):
@@ -229,6 +269,88 @@ class RequestBody:
         return b"".join(parts)
 
 
+class MemoryBody:
+    """
+    A guest's stdin where the request came in memory; as ``RequestBody`` to the guest.
+
+    Thread: ``read_nowait`` from any, the rest on the loop.
+    """
+
+    def __init__(self, body: bytes | Body, max_bytes: int) -> None:
+        """Raises: BodyTooLargeError."""
+        self._max_bytes = max_bytes
+        self._source = None if isinstance(body, bytes) else body
+        self._piece = body if isinstance(body, bytes) else b""
+        self._at = 0
+        self._n_bytes = len(self._piece)
+        if self._n_bytes > max_bytes:
+            raise _too_large(max_bytes)
+
+    def read_nowait(self, n: int) -> bytes | None:
+        """Return up to *n* bytes that are here, b'' at the end, None if the caller has not written more yet."""
+        piece, at = self._piece, self._at
+        if at == len(piece):
+            return b"" if self._source is None else None
+        data = piece if not at and len(piece) <= n else piece[at : at + n]
+        self._at = at + len(data)
+        return data
+
+    async def wait_readable(self) -> None:
+        """
+        Return when ``read_nowait`` has something to say.
+
+        Raises: BodyTooLargeError, MalformedRequestError.
+        """
+        source = self._source
+        if source is None or self._at < len(self._piece):
+            return
+        try:
+            piece = await source.next_chunk()
+        except Exception as exc:
+            raise MalformedRequestError("the caller broke the request's body off; it has to write all of it") from exc
+        self._n_bytes += len(piece)
+        if self._n_bytes > self._max_bytes:
+            raise _too_large(self._max_bytes)
+        if not piece:
+            self._source = None
+        self._piece, self._at = piece, 0
+
+    def invite(self) -> None:
+        """Do nothing: who writes in memory waits for no invitation."""
+
+    async def read_all(self) -> bytes:
+        """
+        Return the whole body.
+
+        Raises: as ``wait_readable``.
+        """
+        parts: list[bytes] = []
+        while (piece := self.read_nowait(self._max_bytes + 1)) != b"":
+            if piece is None:
+                await self.wait_readable()
+            else:
+                parts.append(piece)
+        return b"".join(parts)
+
+
+AnyBody = RequestBody | MemoryBody
+
+
+async def open_body(call: Call) -> AnyBody:
+    """
+    Return the body of a request that has one.
+
+    Raises: BodyTooLargeError.
+    """
+    lane = call.lane
+    max_bytes = call.served.deployment.manifest.limits.max_body_bytes
+    if isinstance(lane, MemoryLane):
+        return MemoryBody(lane.request.body, max_bytes)
+    if isinstance(lane, ReadLane):
+        return MemoryBody(lane.body, max_bytes)
+    return RequestBody(await lane.leave(), max_bytes)
+
+
 class Output:
     """
     A guest's stdout: what it wrote and nobody has taken yet.
@@ -288,13 +410,13 @@ def is_bodyless(call: Call, status: int) -> bool:
 
 async def begin_reply(
     call: Call,
-    body: RequestBody | None,
+    body: AnyBody | None,
     status: int,
     headers: Iterable[tuple[str, str]],
     *,
     reason: str | None = None,
     length: int | None = None,
-) -> web.StreamResponse:
+) -> Stream:
     """
     Send the head of a streamed reply: the host's headers and the guest's.
 
@@ -302,6 +424,11 @@ async def begin_reply(
     """
     if body is not None:
         body.invite()  # a guest may answer before it reads; after the head it would be too late to ask
+    lane = call.lane
+    if isinstance(lane, MemoryLane):
+        said = [] if length is None else [("Content-Length", str(length))]
+        lane.exchange.begin(status, [*call.response_headers().items(), *headers, *said])
+        return lane.exchange
     stream = web.StreamResponse(status=status, reason=reason, headers=call.response_headers())
     for name, value in headers:
         stream.headers.add(name, value)
@@ -310,8 +437,26 @@ async def begin_reply(
         stream.content_length = length
     elif call.request.version >= (1, 1) and not is_bodyless(call, status):
         stream.enable_chunked_encoding()
-    await stream.prepare(await call.lane.leave())
+    await stream.prepare(await lane.leave())
     return stream
+
+
+def break_off(call: Call) -> None:
+    """Have nobody take a reply that has begun, and can't be finished, for the whole."""
+    lane = call.lane
+    if isinstance(lane, MemoryLane):
+        lane.exchange.broken = True
+    else:
+        break_connection(lane.request)
+
+
+def is_gone(call: Call) -> bool:
+    """Whether no reply can be sent any more: its beginning was, or the client went away."""
+    lane = call.lane
+    if isinstance(lane, MemoryLane):
+        return lane.exchange.broken
+    transport = lane.request.transport
+    return transport is None or transport.is_closing()
 
 
 def break_connection(request: Request) -> None:
@@ -319,6 +464,18 @@ def break_connection(request: Request) -> None:
     transport = request.transport
     if transport is not None:
         transport.abort()
+
+
+def script_name(route: Route, raw_path: str) -> str:
+    """Return the part of *raw_path* that *route* matched; what a trailing ``*`` took is the rest, with its slash."""
+    if not route.trailing:
+        return raw_path
+    end = 0
+    for _ in route.segments:
+        end = raw_path.find("/", end + 1)
+        if end < 0:
+            return raw_path
+    return raw_path[:end]
 
 
 def _too_large(max_bytes: int) -> BodyTooLargeError:

@@ -196,6 +196,8 @@ def meta_variables(
         b"FAAS_FUNCTION": function.encode(),
         b"FAAS_VERSION": str(version).encode(),
     }
+    if scheme == "https":
+        variables[b"HTTPS"] = b"on"
     if content_length is not None:
         variables[b"CONTENT_LENGTH"] = str(content_length).encode()
     for name, value in params.items():

@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import time
 
-from aiohttp import web
-
 from faas.errors import (
     ClientGoneError,
     FaasError,
@@ -15,23 +13,16 @@ from faas.errors import (
     MalformedResponseError,
 )
 from faas.gateway import cgi
-from faas.gateway.call import Call, Output, RequestBody, begin_reply, break_connection, is_bodyless
+from faas.gateway.call import AnyBody, Call, LocalRedirect, Output, begin_reply, break_off, is_bodyless, open_body
 from faas.gateway.code import Code
 from faas.gateway.instance import MAX_LOG_LINE_BYTES
-from faas.gateway.lane import SOFTWARE, Answer, Reply
+from faas.gateway.lane import SOFTWARE, Answer, Reply, Stream
 from faas.gateway.models import ModelGate
+from faas.gateway.services import ServiceGate
 from faas.wasi.context import GuestExit, WasiContext
 from faas.wasi.streams import EmptyInput, InputStream, LineOutput
 from faas.wasm import calls
 from faas.wasm.runtime import Runtime
-
-
-class LocalRedirect(Exception):
-    """The guest answered ``Location: /path``: the host serves that path instead (RFC 3875 6.2.2)."""
-
-    def __init__(self, location: str) -> None:
-        super().__init__(location)
-        self.location = location
 
 
 class _Reply:
@@ -39,14 +30,14 @@ class _Reply:
 
     __slots__ = ("_body", "_call", "_output", "_scanned", "_streamed_bytes", "_written", "head", "stream")
 
-    def __init__(self, call: Call, output: Output, body: RequestBody | None) -> None:
+    def __init__(self, call: Call, output: Output, body: AnyBody | None) -> None:
         self._call = call
         self._output = output
         self._body = body
         self._written = bytearray()
         self._scanned = 0
         self.head: cgi.ResponseHead | None = None
-        self.stream: web.StreamResponse | None = None
+        self.stream: Stream | None = None
         self._streamed_bytes = 0
 
     async def pause(self) -> None:
@@ -81,7 +72,7 @@ class _Reply:
         del written[:body_at]
         return True
 
-    async def _begin(self, head: cgi.ResponseHead) -> web.StreamResponse:
+    async def _begin(self, head: cgi.ResponseHead) -> Stream:
         return await begin_reply(
             self._call, self._body, head.status, head.headers, reason=head.reason, length=head.content_length
         )
@@ -132,24 +123,33 @@ class _Reply:
         )
 
 
-async def serve_command(call: Call, runtime: Runtime, code: Code, models: ModelGate, server_port: int) -> Answer:
+async def serve_command(
+    call: Call,
+    runtime: Runtime,
+    code: Code,
+    models: ModelGate,
+    server_port: int,
+    *,
+    services: ServiceGate,
+    deadline: float,
+) -> Answer:
     """
     Run a command for one request and return its answer, prepared already if it was streamed.
 
+    Args: *deadline* is on the event loop's clock, in seconds.
     Raises: InvocationError and its kin while nothing was sent; ClientGoneError once the reply had to be cut off.
     """
-    request, served = call.request, call.served
+    request, served = call.lane.request, call.served
     limits = served.deployment.manifest.limits
     output = Output(limits.max_output_bytes)
-    has_body = call.with_body and request.body_exists
-    body = RequestBody(await call.lane.leave(), limits.max_body_bytes) if has_body else None
+    body = await open_body(call) if call.with_body and request.body_exists else None
     reply = _Reply(call, output, body)
     stderr = LineOutput(call.log_line, limits.max_log_bytes, MAX_LOG_LINE_BYTES)
     stdin: InputStream = body if body is not None else EmptyInput()
 
     wasi = WasiContext(
         args=cgi.arguments(served.name, call.query),
-        env=functools.partial(_environment, call, server_port, has_body),
+        env=functools.partial(_environment, call, server_port, body is not None),
         stdin=stdin,
         stdout=output,
         stderr=stderr,
@@ -169,6 +169,7 @@ async def serve_command(call: Call, runtime: Runtime, code: Code, models: ModelG
     fiber.on_pause = reply.pause
     fiber.before_wait = call.lane.leave
     fiber.nn = models.context(call, timeout_s=limits.timeout_s, stdout=output, flush=reply.pause)
+    fiber.open_services = functools.partial(services.session, call, deadline)
     try:
         template = code.template
         try:
@@ -202,7 +203,7 @@ async def serve_command(call: Call, runtime: Runtime, code: Code, models: ModelG
     except BaseException:
         # The deadline, a client that went away, a bug of ours: none may end what has begun as if it were whole.
         if reply.stream is not None:
-            break_connection(call.request)
+            break_off(call)
         raise
     finally:
         call.cpu_ns += fiber.cpu_ns
@@ -220,7 +221,7 @@ def _environment(call: Call, server_port: int, has_body: bool) -> list[bytes]:
         script_name=call.script_name,
         route=call.route,
         params=call.params,
-        headers=request.headers.items(),
+        headers=call.guest_headers().items(),
         remote_addr=request.remote or "",
         scheme=request.scheme,
         host=request.host,
@@ -236,6 +237,6 @@ def _environment(call: Call, server_port: int, has_body: bool) -> list[bytes]:
 
 
 def cut_off(call: Call, exc: FaasError) -> InvocationError:
-    """Break the connection of a reply that has begun, so that no client takes half of it for the whole."""
-    break_connection(call.request)
+    """Break off a reply that has begun, so that nobody takes half of it for the whole."""
+    break_off(call)
     return exc if isinstance(exc, InvocationError) else ClientGoneError(exc.message)

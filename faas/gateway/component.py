@@ -9,13 +9,15 @@ from typing import Any
 from aiohttp import web
 
 from faas.errors import FaasError, GuestExitError, MalformedResponseError
-from faas.gateway.call import Call, Output, RequestBody, begin_reply, break_connection, is_bodyless
+from faas.gateway.call import AnyBody, Call, Output, begin_reply, break_off, is_bodyless, open_body
 from faas.gateway.code import Code
 from faas.gateway.command import cut_off
+from faas.gateway.inmemory import Exchange
 from faas.gateway.instance import MAX_LOG_LINE_BYTES
-from faas.gateway.lane import Answer, Reply
+from faas.gateway.lane import Answer, Reply, Stream
 from faas.gateway.models import ModelGate
-from faas.gateway.outbound import FunctionOutbound, Outbound
+from faas.gateway.outbound import FunctionOutbound
+from faas.gateway.services import ServiceGate
 from faas.wasi.context import GuestExit, WasiContext
 from faas.wasi.p2.http import HttpContext
 from faas.wasi.p2.http_bodies import ResponseBody
@@ -33,20 +35,18 @@ _NO_INPUT = EmptyInput()
 class _WayOut:
     """An invocation's outbound HTTP, made at its first request."""
 
-    __slots__ = ("_call", "_deadline", "_made", "_outbound")
+    __slots__ = ("_call", "_deadline", "_made", "_services")
 
-    def __init__(self, call: Call, outbound: Outbound, deadline: float) -> None:
+    def __init__(self, call: Call, services: ServiceGate, deadline: float) -> None:
         self._call = call
-        self._outbound = outbound
+        self._services = services
         self._deadline = deadline
         self._made: FunctionOutbound | None = None
 
     async def send(self, request: OutboundRequest) -> OutboundResponse:
         """As ``Outbound`` of the context; raises HttpCodeError."""
         if self._made is None:
-            self._made = self._outbound.for_function(
-                self._call.served.deployment, self._call.log_line, deadline=self._deadline
-            )
+            self._made, _ = self._services.way_out(self._call, self._deadline)
         return await self._made.send(request)
 
     def close(self) -> None:
@@ -62,7 +62,7 @@ class _Exchange(HttpContext):
     Thread: what the guest calls from wherever it runs, ``pause`` and ``finish`` on the loop, between two slices.
     """
 
-    def __init__(self, call: Call, body: RequestBody | None, outbound: _WayOut) -> None:
+    def __init__(self, call: Call, body: AnyBody | None, outbound: _WayOut) -> None:
         limits = call.served.deployment.manifest.limits
         super().__init__(limits.max_output_bytes, outbound)
         self._call = call
@@ -77,7 +77,7 @@ class _Exchange(HttpContext):
         self._aborted = False
         self._ended = False
         self._sent = False
-        self.stream: web.StreamResponse | None = None
+        self.stream: Stream | None = None
 
     # --- what the guest's calls come to -----------------------------------------------------------------------------
 
@@ -139,12 +139,18 @@ class _Exchange(HttpContext):
             return
         await self.stream.write(body)
 
-    async def _end(self, stream: web.StreamResponse) -> None:
+    async def _end(self, stream: Stream) -> None:
         """End the reply now, though the guest may run on."""
         if self._ended:
             return
         self._ended = True
         trailers, self._trailers = self._trailers, None
+        if isinstance(stream, Exchange):
+            stream.trailers = trailers
+            await stream.write_eof()
+            self._sent = True
+            return
+        assert isinstance(stream, web.StreamResponse)
         writer: Any = stream._payload_writer
         # aiohttp writes none; where its next version has other parts, they are left out.
         if trailers and stream.chunked and all(hasattr(writer, name) for name in ("_write", "_eof", "drain")):
@@ -200,7 +206,13 @@ class _Exchange(HttpContext):
 
 
 async def serve_component(
-    call: Call, runtime: Runtime, code: Code, models: ModelGate, outbound: Outbound, *, deadline: float
+    call: Call,
+    runtime: Runtime,
+    code: Code,
+    models: ModelGate,
+    services: ServiceGate,
+    *,
+    deadline: float,
 ) -> Answer:
     """
     Run a component for one request and return its answer, prepared already if it was streamed.
@@ -212,9 +224,8 @@ async def serve_component(
     assert isinstance(template, ComponentTemplate)
     manifest = served.deployment.manifest
     limits = manifest.limits
-    has_body = call.with_body and request.body_exists
-    body = RequestBody(await call.lane.leave(), limits.max_body_bytes) if has_body else None
-    way_out = _WayOut(call, outbound, deadline)
+    body = await open_body(call) if call.with_body and request.body_exists else None
+    way_out = _WayOut(call, services, deadline)
     exchange = _Exchange(call, body, way_out)
     log = LineOutput(call.log_line, limits.max_log_bytes, MAX_LOG_LINE_BYTES)
     wasi = WasiContext(
@@ -232,12 +243,15 @@ async def serve_component(
     fiber.on_pause = exchange.pause
     fiber.before_wait = call.lane.leave
     fiber.nn = models.context(call, timeout_s=limits.timeout_s, stdout=log)
+    fiber.granted = services.granted(call)
     incoming = IncomingRequest(
         call.method,
         request.scheme,
         _text(request.host),
         _text(f"{call.raw_path}?{call.query}" if call.query else call.raw_path),
-        lambda: [(name.lower(), value.encode("utf-8", "surrogateescape")) for name, value in request.headers.items()],
+        lambda: [
+            (name.lower(), value.encode("utf-8", "surrogateescape")) for name, value in call.guest_headers().items()
+        ],
         body,
     )
     try:
@@ -278,11 +292,11 @@ async def serve_component(
             call.log_line(b"after its response: the guest was still running, and was ended")
             return exchange.stream
         if exchange.stream is not None:
-            break_connection(call.request)
+            break_off(call)
         raise
     except BaseException:
         if exchange.stream is not None:
-            break_connection(call.request)
+            break_off(call)
         raise
     finally:
         call.cpu_ns += fiber.cpu_ns

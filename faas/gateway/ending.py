@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import select
+import socket
+import struct
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -18,6 +20,11 @@ ANSWER_WITHIN_S: Final = 0.2
 QUIET_S: Final = 5.0
 """How long nothing may be sent of a reply that has begun to a client that closed its end and was never asked."""
 
+TLS_WRITE_BYTES: Final = 64 * 1024
+"""How much waits to be encrypted before its writer has to wait; without TLS it is as much, asyncio's own default."""
+
+_TCP_INFO_MOVED: Final = struct.Struct("@120xQQ")
+"""``tcpi_bytes_acked`` and ``tcpi_bytes_received`` in Linux' ``struct tcp_info``."""
 _ARE_YOU_THERE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _NOT_THERE = (AttributeError, NotImplementedError, RuntimeError, OSError)
 
@@ -39,6 +46,9 @@ class GentleTransport:
     is cut off, before and after ``close``.
     Source: RFC 9112 9.6; nginx's lingering_close and send_timeout.
     """
+
+    half_closes = True
+    """Whether either side can close its end and still be sent something."""
 
     __slots__ = (
         "_loop",
@@ -122,6 +132,11 @@ class GentleTransport:
         self._cancel()
 
     @property
+    def going(self) -> bool:
+        """Whether the connection is about to be lost, without waiting for anybody."""
+        return self.raw.is_closing()
+
+    @property
     def sent_all(self) -> bool:
         """Whether nothing waits to be sent."""
         return self._unsent_bytes() == 0
@@ -158,6 +173,69 @@ class GentleTransport:
             return self.raw.get_write_buffer_size()
         except _NOT_THERE:
             return 0
+
+
+class GentleTlsTransport(GentleTransport):
+    """
+    As ``GentleTransport``, over TLS: there nobody can close one direction and go on with the other.
+
+    The ``close`` of asyncio's and uvloop's TLS sends what is buffered and then ``close_notify``, and reads and forgets
+    what comes until the client has said the same, or is gone. So it lingers by itself, without an end; here are its
+    bounds. Since that is below us, the kernel is asked what was taken and what came.
+    Source: RFC 8446 6.1.
+    """
+
+    half_closes = False
+
+    __slots__ = ("_acked", "_gone", "_received")
+
+    def __init__(self, raw: asyncio.Transport, loop: asyncio.AbstractEventLoop, patience: Patience) -> None:
+        super().__init__(raw, loop, patience)
+        raw.set_write_buffer_limits(TLS_WRITE_BYTES)
+        self._gone = False
+        self._acked = self._received = 0
+        self.abort = self._abort
+
+    def close(self) -> None:
+        """Send what is buffered and nothing more; the connection ends when the client has closed, or had its time."""
+        if self.closing:
+            return
+        self.closing = True
+        self.is_closing = _yes
+        self.raw.close()
+        self.watch()
+
+    def watch(self) -> None:
+        """Look from now on whether the client takes what waits to be sent."""
+        self._acked, self._received = _moved(self)
+        super().watch()
+
+    @property
+    def going(self) -> bool:
+        """Whether the connection is about to be lost, without waiting for anybody."""
+        return self._gone
+
+    def _abort(self) -> None:
+        self._gone = True
+        self.raw.abort()
+
+    def _look(self) -> None:
+        acked, received = _moved(self)
+        if self._unsent_bytes() or not self.closing:
+            self._quiet_s = 0.0 if acked != self._acked else self._quiet_s + self._period_s()
+            late = self._quiet_s >= self._patience.send_timeout_s
+        else:
+            self._total_s += self._period_s()
+            late = received == self._received or self._total_s >= self._patience.linger_s
+        if late:
+            self._abort()
+            return
+        self._acked, self._received = acked, received
+        self._arm()
+
+    def _unsent_bytes(self) -> int:
+        # What was encrypted waits in another buffer, which can't be asked; it is empty while the kernel takes more.
+        return super()._unsent_bytes() or (0 if _polled(self, select.POLLOUT) else 1)
 
 
 class Absence:
@@ -224,6 +302,22 @@ def _polled(transport: GentleTransport, events: int) -> int:
     poller = select.poll()
     poller.register(sock.fileno(), events)
     return next((found for _, found in poller.poll(0)), 0)
+
+
+def _moved(transport: GentleTransport) -> tuple[int, int]:
+    """Return how many bytes the peer's kernel has taken so far, and how many came from it; zeros when it is gone."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.fileno() < 0:
+        return 0, 0
+    asked = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.fileno())
+    try:
+        info = asked.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_MOVED.size)
+        acked, received = _TCP_INFO_MOVED.unpack(info)
+    except (OSError, struct.error):
+        return 0, 0
+    finally:
+        asked.detach()
+    return acked, received
 
 
 def _yes() -> bool:

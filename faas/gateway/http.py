@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
+import socket
+import ssl
 import time
 from typing import Any, Final, cast
 
@@ -28,8 +30,9 @@ from faas.errors import (
     TargetTooLongError,
 )
 from faas.gateway.call import BodyPace
-from faas.gateway.ending import Absence, GentleTransport, Patience, closed_its_end
-from faas.gateway.lane import Half, Head, Lane, Request, Serve, begin
+from faas.gateway.ending import Absence, GentleTlsTransport, GentleTransport, Patience, closed_its_end
+from faas.gateway.inmemory import MemoryRequest
+from faas.gateway.lane import Half, Head, Lane, Request, Serve, TlsHead, begin
 from faas.gateway.middleware import problem_reply, problem_response
 from faas.log import event
 from faas.wasm import calls
@@ -49,6 +52,7 @@ LOOK_AGAIN_S: Final = 0.1
 """After a search for idle connections in vain: the next one would be in vain, too."""
 UNREAD_S: Final = 1.0
 """How often a connection that is not read, for all that it has sent, is asked whether its client closed its end."""
+NO_LIMIT_S: Final = 86400.0
 TIMER_SLACK_S: Final = 0.002
 """How much earlier than asked for a timer may end a wait: the loop counts in milliseconds."""
 
@@ -95,7 +99,7 @@ class Connection(RequestHandler):
     __slots__ = (
         "_absence", "_answered_last",
         "_body", "_deaf", "_gentle", "_half", "_has_lane", "_head_bytes", "_head_timeout_s", "_head_timer",
-        "_remote", "_server", "_uncounted", "_unread_timer", "body_awaited_until", "body_pace",
+        "_new_head", "_remote", "_server", "_uncounted", "_unread_timer", "body_awaited_until", "body_pace",
     )  # fmt: skip
 
     def __init__(self, server: Server, *, head_timeout_s: float, **options: Any) -> None:
@@ -111,6 +115,7 @@ class Connection(RequestHandler):
         self._head_timeout_s = head_timeout_s
         self._head_timer: asyncio.TimerHandle | None = None
         self._half: Half | None = None
+        self._new_head: type[Head] = Head
         self._remote: str | None = None
         self._gentle: GentleTransport | None = None
         self._absence: Absence | None = None
@@ -131,7 +136,11 @@ class Connection(RequestHandler):
         if peername is not None:
             self._remote = str(peername[0] if isinstance(peername, list | tuple) else peername)
         admitted = self._server.admit()  # before it could be taken for an idle one itself
-        gentle = self._gentle = GentleTransport(cast("asyncio.Transport", transport), self._loop, self._server.patience)
+        gently = GentleTransport
+        if transport.get_extra_info("sslcontext") is not None:
+            gently = GentleTlsTransport
+            self._new_head = TlsHead
+        gentle = self._gentle = gently(cast("asyncio.Transport", transport), self._loop, self._server.patience)
         self.transport = cast("asyncio.Transport", gentle)
         if admitted:
             self._start_timer()
@@ -212,7 +221,7 @@ class Connection(RequestHandler):
             message = messages[0][0]
             self._head_bytes = 0
             self._uncounted = False
-            half = self._begin(Head(message.method, message.path, message.headers, self._remote, transport))
+            half = self._begin(self._new_head(message.method, message.path, message.headers, self._remote, transport))
             if half is None:
                 parser.message_consumed()
                 return True
@@ -228,7 +237,7 @@ class Connection(RequestHandler):
         assert parser is not None
         if self._request_count + 1 >= self._server.keepalive_requests or transport is None or transport.is_closing():
             return self._answered(data)
-        half = self._begin(Head(method, target, fields, self._remote, transport))
+        half = self._begin(self._new_head(method, target, fields, self._remote, transport))
         if half is None:
             return True
         try:
@@ -350,13 +359,16 @@ class Connection(RequestHandler):
     # --- how it ends ------------------------------------------------------------------------------------------------
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
-        """The client sends nothing more: finish what it asked for, if that is complete."""
+        """The client sends nothing more: finish what it asked for, if that is complete. Over TLS it is gone."""
         gentle = self._gentle
         if gentle is None or gentle.closing:
             return False
         gentle.lingers = False
         self._deaf = True
         self._stop_timer()
+        if not gentle.half_closes:
+            gentle.close()
+            return False
         if self._is_idle():
             if self._head_bytes:
                 self._end(MalformedRequestError("the request ends in the middle of its head; send all of it"))
@@ -391,7 +403,10 @@ class Connection(RequestHandler):
             self.ask_for_client()
 
     def ask_for_client(self) -> None:
-        """The client closed its end: abort the connection if it turns out to be gone."""
+        """The client closed its end: abort the connection if it turns out to be gone, as it is over TLS."""
+        if self._gentle is not None and not self._gentle.half_closes:
+            self._gentle.abort()
+            return
         if self._absence is None and self._gentle is not None:
             self._absence = Absence(self._gentle, self._loop, self._progress)
 
@@ -428,7 +443,7 @@ class Connection(RequestHandler):
     @property
     def is_going(self) -> bool:
         """Whether the connection is about to be lost, without waiting for anybody."""
-        return self._gentle is not None and self._gentle.raw.is_closing()
+        return self._gentle is not None and self._gentle.going
 
     def idle_since(self) -> float | None:
         """
@@ -440,7 +455,7 @@ class Connection(RequestHandler):
         if gentle is None:
             return None
         if gentle.closing:
-            return 0.0 if gentle.sent_all and not gentle.raw.is_closing() else None
+            return 0.0 if gentle.sent_all and not gentle.going else None
         if not self._is_idle():
             return None
         if self._head_timer is not None:
@@ -634,6 +649,36 @@ class Server(web.Server):
         return answer
 
 
+class TlsSite(web.SockSite):
+    """Where a ``Server`` listens with TLS: handshakes have a bound, ends have those of ``GentleTlsTransport``."""
+
+    def __init__(
+        self,
+        runner: web.BaseRunner,
+        listening: socket.socket,
+        *,
+        context: ssl.SSLContext,
+        handshake_timeout_s: float,
+        backlog: int,
+    ) -> None:
+        super().__init__(runner, listening, ssl_context=context, backlog=backlog)
+        self._handshake_timeout_s = handshake_timeout_s
+
+    async def start(self) -> None:
+        """Begin to listen; as aiohttp's, which leaves these two times at what asyncio has for them."""
+        await web.BaseSite.start(self)
+        server = self._runner.server
+        assert server is not None
+        self._server = await asyncio.get_running_loop().create_server(
+            server,
+            sock=self._sock,
+            ssl=self._ssl_context,
+            backlog=self._backlog,
+            ssl_handshake_timeout=self._handshake_timeout_s,
+            ssl_shutdown_timeout=NO_LIMIT_S,
+        )
+
+
 def connections_possible(max_connections: int) -> int:
     """
     Return how many connections this process may hold, *max_connections* or fewer.
@@ -651,7 +696,7 @@ def connections_possible(max_connections: int) -> int:
     return max(1, min(max_connections, soft - SPARE_FILES))
 
 
-def awaited_body_until(request: Request, deadline: float) -> bool:
+def awaited_body_until(request: Request | MemoryRequest, deadline: float) -> bool:
     """
     Whether a request is late because its client did not send the body: it was waited for until *deadline*.
 
@@ -661,7 +706,7 @@ def awaited_body_until(request: Request, deadline: float) -> bool:
     return isinstance(protocol, Connection) and protocol.body_awaited_until >= deadline - TIMER_SLACK_S
 
 
-def ask_if_closed(request: Request) -> None:
+def ask_if_closed(request: Request | MemoryRequest) -> None:
     """Find out whether the client is gone if it closed its end, which a connection that is not read does not see."""
     protocol = request.protocol if isinstance(request, web.BaseRequest) else None
     if isinstance(protocol, Connection):

@@ -37,6 +37,11 @@ class _OfRequest:
 
 _NO_WASI: Any = _OfRequest("what only its request has (its start function calls WASI)")
 _NO_MODELS: Any = _OfRequest("a model")
+_NO_SERVICES: Any = _OfRequest("something of its host (faas_v1)")
+
+
+def _no_services() -> Any:
+    return _NO_SERVICES
 
 
 class _Relay:
@@ -133,8 +138,10 @@ class Instance:
         """
         if self._deployment.manifest.capabilities.models:
             self.fiber.nn = _NO_MODELS
+        self.fiber.open_services = _no_services
         await self.start(background=background)
         self.fiber.nn = None
+        self.fiber.end_services()
 
     def begin(self, on_line: Callable[[bytes], None]) -> LineOutput:
         """Go over to the next request; return its log, which gets what the guest prints and is to be closed."""
@@ -152,6 +159,7 @@ class Instance:
         if fiber.nn is not None:
             fiber.nn.close()
             fiber.nn = None
+        fiber.end_services()
 
     @property
     def held_bytes(self) -> int:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 from typing import Any
 
 import msgspec
 
 from faas.invocation import Outcome
+from faas.wire import latency
 from faas.wire.messages import Lines, Stats
 
 FLUSH_S = 0.1
@@ -33,7 +34,7 @@ class _Line(msgspec.Struct):
 
 
 class _Finished(msgspec.Struct, omit_defaults=True, tag_field="event", tag="invocation.finished"):
-    """The event that ends an invocation; reason and traceparent only where there is one."""
+    """The event that ends an invocation; reason, traceparent and caller only where there is one."""
 
     ts: float
     function: str
@@ -47,6 +48,7 @@ class _Finished(msgspec.Struct, omit_defaults=True, tag_field="event", tag="invo
     cpu_ms: float
     reason: str = ""
     traceparent: str = ""
+    caller: str = ""
 
 
 class Journal:
@@ -66,7 +68,14 @@ class Journal:
         self._backlog_bytes = 0
         self._n_dropped = 0
         self._counters: dict[str, dict[str, float]] = {}
+        self._watched: dict[tuple[str, int], dict[str, float]] = {}
         self._lock = threading.Lock()
+
+    def watch(self, versions: Set[tuple[str, int]]) -> None:
+        """Count what becomes of exactly these versions' requests apart from now on, and their latencies."""
+        self._watched = {
+            key: self._watched.get(key) or {"invocations": 0, "answered_5xx": 0, "duration_ms": 0} for key in versions
+        }
 
     def line(self, function: str, version: int, request_id: str, text: str, stream: str = "stderr") -> None:
         """Keep one line of a function's log."""
@@ -88,6 +97,7 @@ class Journal:
         cpu_ms: float,
         reason: str = "",
         traceparent: str = "",
+        caller: str = "",
     ) -> None:
         """Keep the one event that ends an invocation, and count it."""
         self._put(
@@ -105,6 +115,7 @@ class Journal:
                 int(cpu_ms * 1000) / 1000,
                 reason,
                 traceparent,
+                caller,
             ),
             always=True,
         )
@@ -117,6 +128,12 @@ class Journal:
         counters["duration_ms"] += duration_ms
         counters["start_ms"] += start_ms
         counters["cpu_ms"] += cpu_ms
+        if status >= 500 and outcome is Outcome.OK:
+            counters["answered_5xx"] = counters.get("answered_5xx", 0) + 1
+        if self._watched:
+            of_version = self._watched.get((function, version))
+            if of_version is not None:
+                _count(of_version, outcome, status, duration_ms)
 
     def _put(self, function: str, entry: _Line | _Finished, *, always: bool = False) -> None:
         try:
@@ -151,6 +168,8 @@ class Journal:
     def stats(self) -> Stats:
         """Return the counters as they are now."""
         functions = {function: dict(counters) for function, counters in self._counters.items()}
+        for (function, version), counters in self._watched.items():
+            functions[f"{function}@{version}"] = dict(counters)
         for name, counters in self._tokens().items():
             counted = functions.setdefault(name, {})
             for key, n in counters.items():
@@ -173,6 +192,15 @@ class Journal:
         lines = self.take_lines()
         if lines is not None:
             await send(lines)
+
+
+def _count(counters: dict[str, float], outcome: Outcome, status: int, duration_ms: float) -> None:
+    counters["invocations"] += 1
+    counters["duration_ms"] += duration_ms
+    if status >= 500 and outcome is Outcome.OK:
+        counters["answered_5xx"] += 1
+    for name in (_NAMES[outcome], f"{latency.PREFIX}{latency.bucket_of(duration_ms)}"):
+        counters[name] = counters.get(name, 0) + 1
 
 
 def _printable(value: Any) -> Any:

@@ -14,11 +14,11 @@ import functools
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping
 from http import HTTPStatus
 from types import TracebackType, coroutine
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Protocol, Self, cast
 
 from aiohttp import HttpVersion, HttpVersion11, web
 from aiohttp.helpers import must_be_empty_body, rfc822_formatted_time, should_remove_content_length
-from multidict import CIMultiDict
+from multidict import CIMultiDict, istr
 
 from faas import __version__
 
@@ -78,6 +78,18 @@ class Head:
     def host(self) -> str:
         """The Host header, as ``BaseRequest.host``; a request without one does not get into the lane."""
         return self.headers["host"]
+
+
+RESERVED: Final = frozenset(map(istr, ("x-faas-job", "x-faas-attempt", "x-faas-schedule", "x-faas-scheduled-for")))
+"""Headers of requests that only the host sets, so that guests may believe them; in lower case."""
+
+
+class TlsHead(Head):
+    """A ``Head`` that came over TLS."""
+
+    __slots__ = ()
+
+    scheme = "https"
 
 
 Request = web.BaseRequest | Head
@@ -226,8 +238,32 @@ class Lane:
         self._timeout = timeout
 
 
-Answer = Reply | web.StreamResponse
-"""What serving comes to: a Reply only in the lane."""
+class ReadLane(Lane):
+    """A request out of the lane whose whole body was read already, so that it could be checked."""
+
+    __slots__ = ("body",)
+
+    def __init__(self, request: web.BaseRequest, body: bytes) -> None:
+        super().__init__(request, inside=False)
+        self.body = body
+
+
+class Stream(Protocol):
+    """A reply that has begun: aiohttp's ``StreamResponse``, or an ``Exchange`` in memory."""
+
+    @property
+    def status(self) -> int:
+        """The status that was sent."""
+
+    async def write(self, data: bytes) -> None:
+        """Send a piece of the body; waits while the other side does not take it."""
+
+    async def write_eof(self) -> None:
+        """End the body."""
+
+
+Answer = Reply | Stream
+"""What serving comes to: in the lane, only a Reply."""
 Serve = Callable[[Lane], Coroutine[Any, Any, Answer]]
 
 

@@ -1,4 +1,4 @@
-"""Tokens as they are spent: counters per function and per API key, and the tokens-per-minute limits they run into."""
+"""Tokens and requests as they are spent: counters per function and per key, and the limits per minute they run into."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import TracebackType
 
 from faas.bucket import TokenBucket
 from faas.clock import Clock
-from faas.errors import PeerGoneError, QuotaExceededError
+from faas.errors import PeerGoneError, QuotaExceededError, RateLimitedError
 from faas.wire.messages import Spending, Spent
 
 BYTES_PER_TOKEN = 4
@@ -21,7 +21,8 @@ class Meter:
     """
     Counts tokens by name and keeps names within their limits; lives as long as its worker.
 
-    A name is a function's, or ``key:NAME`` for an API key. A limit is a token bucket that holds one minute's worth:
+    A name is a function's, ``key:NAME`` for an API key, or ``invoke:FUNCTION:NAME`` for an invoke key, whose bucket
+    holds requests instead of tokens. A limit is a token bucket that holds one minute's worth:
     who has any left may begin, and what a request takes beyond it is a debt that the next one waits for. So a
     generation that has begun is never cut off, and a prompt larger than the limit is served from a full bucket.
     Limits hold for all workers together: each keeps a copy of every bucket, and they tell each other what they take
@@ -62,6 +63,31 @@ class Meter:
             counters = self._counters[name] = {"prompt_tokens": 0, "generated_tokens": 0, "model_requests": 0}
         counters["model_requests"] += 1
         return Charge(counters, account, max(1, n_prompt_bytes // BYTES_PER_TOKEN))
+
+    def count_request(self, name: str, *, requests_per_minute: int = 0) -> None:
+        """
+        Count one request of *name*, and take it from a bucket of requests; 0 means no limit.
+
+        Raises: RateLimitedError with the time after which there is another one; that is counted, too.
+        """
+        counters = self._counters.get(name)
+        if counters is None:
+            counters = self._counters[name] = {"requests": 0, "rate_limited": 0}
+        if requests_per_minute > 0:
+            now = self._clock.monotonic()
+            account = self._account(name, requests_per_minute, now)
+            bucket = account.bucket
+            if bucket.per_minute != requests_per_minute:
+                bucket.limit(requests_per_minute, now)
+            if bucket.level(now) < 1:
+                counters["rate_limited"] += 1
+                raise RateLimitedError(
+                    f"this key has used its {requests_per_minute} requests per minute; try again later",
+                    retry_after_s=bucket.wait_s(now),
+                    requests_per_minute=requests_per_minute,
+                )
+            account.take(1)
+        counters["requests"] += 1
 
     def spent_elsewhere(self, spent: Spent) -> None:
         """

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 import time
+from functools import partial
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
 from faas.errors import GuestExitError, MalformedResponseError, OutputLimitError
-from faas.gateway.call import Call, RequestBody
+from faas.gateway.call import Call, open_body
 from faas.gateway.cgi import MAX_HEAD_BYTES, MAX_HEADERS
 from faas.gateway.code import Code
 from faas.gateway.instance import Instance
 from faas.gateway.lane import Reply
 from faas.gateway.models import ModelGate
+from faas.gateway.services import ServiceGate
 from faas.wasi.context import GuestExit
 from faas.wasm import calls
 from faas.wasm.memory import MemoryFaultError
@@ -31,18 +33,20 @@ _SKIPPED = frozenset(
 )  # fmt: skip
 
 
-async def serve_reactor(call: Call, runtime: Runtime, code: Code, models: ModelGate, deadline: float) -> Reply:
+async def serve_reactor(
+    call: Call, runtime: Runtime, code: Code, models: ModelGate, deadline: float, *, services: ServiceGate
+) -> Reply:
     """
     Run a reactor for one request and return its reply.
 
     Args: *deadline* is on the event loop's clock, in seconds.
     Raises: InvocationError and its kin; nothing has been sent then.
     """
-    request, served = call.request, call.served
+    request, served = call.lane.request, call.served
     limits = served.deployment.manifest.limits
     body = b""
     if call.with_body and request.body_exists:
-        body = await RequestBody(await call.lane.leave(), limits.max_body_bytes).read_all()
+        body = await (await open_body(call)).read_all()
     pool = served.warm
     ready = None if pool is None else pool.take(code) or await pool.join(call.lane.leave)
     if ready is None:
@@ -58,6 +62,7 @@ async def serve_reactor(call: Call, runtime: Runtime, code: Code, models: ModelG
             log = instance.begin(call.log_line)
         fiber.before_wait = call.lane.leave
         fiber.nn = models.context(call, timeout_s=limits.timeout_s, stdout=log)
+        fiber.open_services = partial(services.session, call, deadline)
         message = encode_request(call, body, deadline)
         template = code.template
         # What was slow begins in the pool, and what has a pool is measured between its steps.
@@ -129,8 +134,8 @@ async def _answer(
 
 def encode_request(call: Call, body: bytes, deadline: float) -> bytes:
     """Return the request as the guest's SDK decodes it (docs/abi.md)."""
-    served, request = call.served, call.request
-    headers = request.headers
+    served, request = call.served, call.lane.request
+    headers = call.guest_headers() if call.hidden else request.headers
     left_ms = int((deadline - time.monotonic()) * 1000)
     return _encode(
         {

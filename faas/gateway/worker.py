@@ -24,25 +24,33 @@ from faas import problems
 from faas.artifacts.store import ArtifactStore
 from faas.clock import SystemClock
 from faas.config import HostConfig
-from faas.errors import FaasError, InternalError, PeerGoneError
+from faas.errors import ConfigError, FaasError, InternalError, PeerGoneError
 from faas.gateway.admission import Admission
 from faas.gateway.app import Gateway
 from faas.gateway.call import BodyPace
 from faas.gateway.code import CodeCache
 from faas.gateway.ending import Patience
-from faas.gateway.http import Server, connections_possible
+from faas.gateway.http import Server, TlsSite, connections_possible
+from faas.gateway.invoke_keys import InvokeKeyRing
+from faas.gateway.jobs import GuestJobs, JobGate, JobRunner
 from faas.gateway.journal import Journal
+from faas.gateway.kv import WorkerKv
 from faas.gateway.live import LiveTable
 from faas.gateway.metering import Meter
 from faas.gateway.models import KnownModels, ModelGate
 from faas.gateway.openai.api import OpenAiApi
 from faas.gateway.openai.keys import KeyRing
 from faas.gateway.outbound import Outbound
+from faas.gateway.services import ServiceGate
+from faas.gateway.settings import ConfigValues, Secrets
+from faas.gateway.visits import Visits
 from faas.gateway.warm import WarmPools
+from faas.gateway.webhooks import WebhookGate
 from faas.invocation import Deployment
 from faas.log import configure, event
-from faas.machine import memory_bytes
+from faas.machine import forbid_dumps, memory_bytes
 from faas.nn.client import ModelClient
+from faas.tls import ServerCertificate
 from faas.wasm.runtime import Runtime
 from faas.wire.framing import Channel
 from faas.wire.messages import (
@@ -53,7 +61,10 @@ from faas.wire.messages import (
     ArtifactReady,
     Drain,
     FromControl,
+    FunctionSettings,
     Hello,
+    InvokeKey,
+    InvokeKeys,
     Keys,
     Models,
     Prepare,
@@ -63,6 +74,7 @@ from faas.wire.messages import (
     Spent,
     Table,
 )
+from faas.wire.peer import Answer, Ask, Cancel, Handler, Peer
 
 _log = logging.getLogger("faas.gateway.worker")  # __name__ is __main__ here, and nobody listens to that
 BACKLOG = 4096
@@ -86,6 +98,7 @@ class WorkerSettings(msgspec.Struct, frozen=True):
     models: tuple[str, ...] = ()
     models_missing: str = ""
     keys: tuple[ApiKey, ...] = ()
+    invoke_keys: tuple[InvokeKey, ...] = ()
 
 
 class Worker:
@@ -95,11 +108,14 @@ class Worker:
         config = settings.config
         self._settings = settings
         self._channel = channel
+        self.handlers: dict[str, Handler] = {}
+        """What control may ask of this worker, by operation."""
+        self.peer = Peer(channel.send_nowait, self.handlers)
         self._ids = itertools.count(1)
         self._repairs: dict[int, asyncio.Future[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._drain_timeout_s = config.drain_timeout_s
-        self.runtime = Runtime(config)
+        self.runtime = Runtime(config.with_whole_pool)
         self.code = CodeCache(
             self.runtime,
             ArtifactStore(config.home_path),
@@ -137,12 +153,20 @@ class Worker:
             settings.models_socket, settings.models_token, f"worker-{settings.worker}", clock=clock
         )
         self.meter = Meter(clock)
+        self.invoke_keys = InvokeKeyRing(self.meter, settings.invoke_keys)
         self.keys = KeyRing(settings.keys, open_to_all=config.openai_open_to_all)
         self.known_models = KnownModels(self.model_client)
         self.openai = OpenAiApi(self.known_models, self.meter, self.keys, clock)
         self.openai.missing = settings.models_missing
         self.journal = Journal(self._gauges, self._function_counters)
         self.outbound = Outbound()
+        self.services = ServiceGate(self.outbound)
+        self.config_values = ConfigValues()
+        self.secrets = Secrets()
+        self.services.kv = self.services.stores = WorkerKv(self.peer)
+        self.services.config = self.config_values
+        self.services.secrets = self.secrets
+        jobs = JobGate(self.peer, max_job_bytes=config.max_job_bytes)
         self.gateway = Gateway(
             self.runtime,
             self.table,
@@ -154,12 +178,22 @@ class Worker:
             server_port=settings.public_port,
             warm=self.warm,
             outbound=self.outbound,
+            invoke_keys=self.invoke_keys,
+            services=self.services,
+            config=config,
+            jobs=jobs,
+            webhooks=WebhookGate(self.peer, jobs, clock, lambda: self.services.secrets),
         )
+        self.internal = self.gateway.internal
+        self.handlers["invoke-version"] = Visits(self.table, self.internal, self.config_values.applied).invoke
+        self.services.jobs = GuestJobs(jobs)
+        self.handlers["invoke"] = JobRunner(self.internal).invoke
 
     def _gauges(self) -> dict[str, float]:
         return {
             "active": self.admission.active,
             "queued": self.admission.queued,
+            "internal_active": self.internal.active,
             "modules": len(self.code),
             "code_bytes": self.code.n_bytes,
             "code_loads": self.code.n_loads,
@@ -172,8 +206,9 @@ class Worker:
 
     def _function_counters(self) -> dict[str, dict[str, float]]:
         counters = {name: dict(counted) for name, counted in self.meter.stats().items()}
-        for name, counted in self.warm.stats().items():
-            counters.setdefault(name, {}).update(counted)
+        for more in (self.warm.stats(), self.invoke_keys.stats()):
+            for name, counted in more.items():
+                counters.setdefault(name, {}).update(counted)
         return counters
 
     def _offer(self, models: tuple[str, ...]) -> None:
@@ -206,21 +241,40 @@ class Worker:
             problem = problems.to_problem(InternalError(f"a worker failed to load the module: {exc!r}"))
         await self._channel.send(Prepared(message.id, problem))
 
-    async def _converse(self) -> float:
-        """Do what the control process says until it says drain, or goes away; return the drain budget in seconds."""
+    def _go_by(self, settings: FunctionSettings) -> None:
+        """Take other secrets at once, other config values with the table that follows."""
+        self.secrets.replace(settings)
+        self.config_values.replace(settings.config)
+
+    def _serve(self, table: Table) -> None:
+        self.table.replace(table.generation, self.config_values.applied(table.deployments), table.aliases)
+        self.journal.watch(self.table.split_versions())
+
+    async def _converse(self, stop: asyncio.Future[float]) -> None:
+        """
+        Do what the control process says until it goes away: requests that are in flight while the worker drains may
+        still need what it keeps.
+
+        Args: *stop* gets the drain budget in seconds, when control says drain or is gone.
+        """
         while True:
             try:
                 message = await self._channel.receive()
             except PeerGoneError:
-                event(_log, "control.gone", worker=self._settings.worker)
-                return self._drain_timeout_s
+                self.peer.close()
+                if not stop.done():
+                    event(_log, "control.gone", worker=self._settings.worker)
+                    stop.set_result(self._drain_timeout_s)
+                return
             if isinstance(message, Prepare):
                 # A task: loading may need an answer that comes on this very channel.
                 task = asyncio.create_task(self._prepare(message))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
+            elif isinstance(message, FunctionSettings):
+                self._go_by(message)
             elif isinstance(message, Table):
-                self.table.replace(message.generation, message.deployments)
+                self._serve(message)
                 await self._channel.send(Activated(message.generation))
             elif isinstance(message, Spent):
                 self.meter.spent_elsewhere(message)
@@ -228,6 +282,8 @@ class Worker:
                 self.admission.lent(message.names)
             elif isinstance(message, Keys):
                 self.keys.replace(message.keys)
+            elif isinstance(message, InvokeKeys):
+                self.invoke_keys.replace(message.keys)
             elif isinstance(message, Models):
                 self.openai.missing = message.missing
                 self._offer(message.names)
@@ -238,8 +294,17 @@ class Worker:
                         waiting.set_result(None)
                     else:
                         waiting.set_exception(problems.from_problem(message.problem))
-            elif isinstance(message, Drain):
-                return message.timeout_s
+            elif isinstance(message, (Ask, Answer, Cancel)):
+                self.peer.take(message)
+            elif isinstance(message, Drain) and not stop.done():
+                stop.set_result(message.timeout_s)
+
+    def _certificate_told(self, problem: ConfigError | None) -> None:
+        worker = self._settings.worker
+        if problem is None:
+            event(_log, "certificate.taken", port="public", worker=worker)
+        else:
+            event(_log, "certificate.refused", level=logging.WARNING, port="public", worker=worker, reason=problem)
 
     async def run(self) -> None:
         """Serve until told to stop; then finish what is in flight within the drain budget."""
@@ -248,11 +313,15 @@ class Worker:
         first = await self._channel.receive()
         if not isinstance(first, Table):
             raise InternalError(f"control began with {type(first).__name__}, not with a table")
-        self.table.replace(first.generation, first.deployments)
-        self.admission.begin_with(first.shares)
         spent = await self._channel.receive()
         if not isinstance(spent, Spent):
             raise InternalError(f"control went on with {type(spent).__name__}, not with what is spent")
+        function_settings = await self._channel.receive()
+        if not isinstance(function_settings, FunctionSettings):
+            raise InternalError(f"control went on with {type(function_settings).__name__}, not with settings")
+        self._go_by(function_settings)
+        self._serve(first)
+        self.admission.begin_with(first.shares)
         self.meter.spent_elsewhere(spent)
 
         self._offer(settings.models)
@@ -271,7 +340,20 @@ class Worker:
         )
         runner = web.ServerRunner(server, shutdown_timeout=CUT_OFF_S)
         await runner.setup()
-        site = web.SockSite(runner, _listen(settings.public_host, settings.public_port), backlog=BACKLOG)
+        listening = _listen(settings.public_host, settings.public_port)
+        certificate: ServerCertificate | None = None
+        if config.tls_cert:
+            certificate = ServerCertificate(config.tls_cert, config.tls_key, setting="tls_cert")
+            self._tasks.add(asyncio.create_task(certificate.watch(self._certificate_told)))
+            site: web.SockSite = TlsSite(
+                runner,
+                listening,
+                context=certificate.context,
+                handshake_timeout_s=config.header_timeout_s,
+                backlog=BACKLOG,
+            )
+        else:
+            site = web.SockSite(runner, listening, backlog=BACKLOG)
         await site.start()
         sender = asyncio.create_task(self.journal.run(self._channel.send))
         watcher = asyncio.create_task(self.gateway.watch_clients())
@@ -280,24 +362,27 @@ class Worker:
         await self._channel.send(Ready(first.generation))
         event(_log, "worker.ready", worker=settings.worker, pid=os.getpid(), port=settings.public_port)
 
-        stop = asyncio.create_task(self._converse())
-        await asyncio.wait([stop, sender], return_when=asyncio.FIRST_COMPLETED)
+        stop: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        conversation = asyncio.create_task(self._converse(stop))
+        endings: tuple[asyncio.Future[Any], ...] = (stop, conversation, sender)
+        await asyncio.wait(endings, return_when=asyncio.FIRST_COMPLETED)
         budget_s = self._drain_timeout_s
         if stop.done():
-            failure = stop.exception()
-            if failure is None:
-                budget_s = stop.result()
-            else:  # we can't be told anything any more: as if control were gone
-                event(_log, "control.lost", worker=settings.worker, reason=failure)
+            budget_s = stop.result()
+        elif conversation.done():  # we can't be told anything any more: as if control were gone
+            event(_log, "control.lost", worker=settings.worker, reason=conversation.exception())
+            self.peer.close()
 
-        self.gateway.draining = True
+        self.gateway.draining = self.internal.draining = True
         self.warm.close()
         await site.stop()
         server.pre_shutdown()
         try:
             async with asyncio.timeout(budget_s):
-                while self.admission.active or self.openai.active:  # a kept connection may bring one of either kind
+                # A kept connection may bring one of either kind; jobs in flight may call functions.
+                while self.admission.active or self.openai.active or self.internal.active:
                     await self.admission.wait_idle()
+                    await self.internal.wait_idle()
                     await self.openai.wait_idle()
         except TimeoutError:
             event(
@@ -306,13 +391,16 @@ class Worker:
                 worker=settings.worker,
                 active=self.admission.active,
                 openai_active=self.openai.active,
+                internal_active=self.internal.active,
             )
         await runner.cleanup()
+        await self.internal.aclose()
         await self.model_client.aclose()
         await self.outbound.aclose()
-        for task in (stop, sender, watcher, reporter, lender, *self._tasks):
+        tasks = (conversation, sender, watcher, reporter, lender, *self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(stop, sender, watcher, reporter, lender, *self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         try:
             await self.journal.flush(self._channel.send)
             await self._channel.send(self.journal.stats())
@@ -346,6 +434,7 @@ async def _main(settings: WorkerSettings) -> None:
 def main() -> None:
     """Read the settings from stdin and serve."""
     configure(sys.stderr)
+    forbid_dumps()
     settings = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerSettings)
     uvloop.run(_main(settings))
     # Guest threads may still be inside a slice of a cancelled guest; nothing of it is worth waiting for.

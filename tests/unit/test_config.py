@@ -10,6 +10,8 @@ import pytest
 from faas.config import HostConfig, config_keys, default_home, load_config
 from faas.errors import ConfigError
 
+TEXTS = ["home", "host", "admin_host", "state", "secrets_key_file"]
+
 
 def loaded(
     tmp_path: Path, flags: dict[str, Any] | None = None, environ: dict[str, str] | None = None, file: str = ""
@@ -39,11 +41,16 @@ def test_flags_win_over_environment_over_file_over_default(
     assert loaded(tmp_path, flags, environ, file).port == port
 
 
-@pytest.mark.parametrize("key", [key for key in config_keys() if key not in {"home", "host"}])
+@pytest.mark.parametrize("key", [key for key in config_keys() if key not in TEXTS])
 def test_every_setting_can_come_from_the_environment(tmp_path: Path, key: str) -> None:
     name = "FAAS_" + key.replace(".", "_").upper()
     with pytest.raises(ConfigError, match=key.rpartition(".")[2]):
         loaded(tmp_path, environ={name: "not-a-number"})
+
+
+@pytest.mark.parametrize("key", TEXTS[1:])
+def test_settings_that_take_any_text_come_from_the_environment_too(tmp_path: Path, key: str) -> None:
+    assert getattr(loaded(tmp_path, environ={"FAAS_" + key.upper(): "any text"}), key) == "any text"
 
 
 def test_a_nested_setting_leaves_its_neighbours_alone(tmp_path: Path) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from faas.cli.client import Access, AdminClient, environ, find_host
+from faas.cli.commands.canary import Interval, MaxErrorRate, MaxP99, MinRequests, Steps, plan_of
+from faas.cli.commands.traffic import Sticky
 from faas.cli.options import AdminUrl, Home, Json, pairs
 from faas.cli.output import print_json, visible
 from faas.cli.package import Package, example_path, load_package
@@ -28,23 +32,48 @@ def deploy(
     ] = None,
     env: Annotated[list[str] | None, typer.Option(metavar="K=V", help="An environment variable.")] = None,
     model: Annotated[list[str] | None, typer.Option(metavar="NAME", help="A model the function may use.")] = None,
+    alias: Annotated[
+        str | None, typer.Option(metavar="ALIAS", help="Only who asks for this alias gets it.", show_default=False)
+    ] = None,
+    no_traffic: Annotated[bool, typer.Option("--no-traffic", help="Nobody gets it yet.")] = False,
+    canary: Annotated[
+        bool, typer.Option("--canary", help="Its part of the requests grows by the steps below, or it goes back.")
+    ] = False,
+    steps: Steps = "1,10,50,100",
+    interval: Interval = "30s",
+    max_error_rate: MaxErrorRate = "5%",
+    max_p99: MaxP99 = "",
+    min_requests: MinRequests = 50,
+    sticky: Sticky = None,
     home: Home = None,
     admin_url: AdminUrl = None,
     json: Json = False,
 ) -> None:
     """Deploy a function; when this returns, every worker serves it."""
+    if (alias is not None) + no_traffic + canary > 1:
+        raise typer.BadParameter("give one of --alias, --no-traffic and --canary", param_hint="--alias")
+    placement = {"alias": alias} if alias is not None else {"traffic": "none"} if no_traffic else {}
+    if canary:
+        plan = plan_of(steps, interval, max_error_rate, max_p99, min_requests)
+        placement = {"canary": msgspec.json.encode(plan).decode(), "sticky": sticky or ""}
     package = load_package(path, name=name, routes=route or (), env=dict(pairs(env or [], "--env")), models=model or ())
-    deployment = asyncio.run(send(find_host(home, admin_url, environ()), package, quiet=json))
+    access = find_host(home, admin_url, environ())
+    deployment = asyncio.run(send(access, package, quiet=json, placement=placement))
     if not json:
         print_warnings(deployment)
     if json:
         print_json(deployment)
+    elif placement:
+        print(f"{deployment.function} version {deployment.version} ({deployment.kind.value}) is deployed")
+        print(f"see:  faas traffic {deployment.function}")
     else:
         print_deployed(deployment)
 
 
-async def send(access: Access, package: Package, *, quiet: bool) -> DeploymentView:
-    """Deploy *package*, showing on stderr how far it is unless *quiet*."""
+async def send(
+    access: Access, package: Package, *, quiet: bool, placement: Mapping[str, str] | None = None
+) -> DeploymentView:
+    """Deploy *package*, showing on stderr how far it is unless *quiet*; *placement* says who gets it."""
     console = Console(stderr=True, quiet=quiet, highlight=False)
     module_bytes = package.module.stat().st_size
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
@@ -66,6 +95,7 @@ async def send(access: Access, package: Package, *, quiet: bool) -> DeploymentVi
                 package.bundle,
                 on_sent=lambda n_bytes: progress.update(task, advance=n_bytes),
                 on_stage=stage,
+                placement=placement,
             )
         steps.enter("")
     return done.deployment

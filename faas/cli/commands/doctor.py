@@ -115,7 +115,7 @@ def _disk(config: HostConfig) -> Iterator[Finding]:
 
 
 def _address_space(config: HostConfig) -> Iterator[Finding]:
-    needed = EngineProfile.from_config(config).address_space_bytes
+    needed = EngineProfile.from_config(config.with_whole_pool).address_space_bytes
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     enough = soft == resource.RLIM_INFINITY or soft > needed
     limit = "unlimited" if soft == resource.RLIM_INFINITY else size(soft)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+import typer
 
 from faas.cli.client import AdminClient, environ, find_host
-from faas.cli.options import AdminUrl, Home, Json, Name
+from faas.cli.options import AdminUrl, Home, Json, Name, Version
 from faas.cli.output import ago, print_json, print_table, size, when
 from faas.manifest import Limits
 
@@ -38,12 +39,19 @@ def list_(home: Home = None, admin_url: AdminUrl = None, json: Json = False) -> 
     )
 
 
-def inspect(name: Name, home: Home = None, admin_url: AdminUrl = None, json: Json = False) -> None:
+def inspect(
+    name: Name, version: Version = None, home: Home = None, admin_url: AdminUrl = None, json: Json = False
+) -> None:
     """Show one function: version, routes, limits, sizes, counters."""
-    function = asyncio.run(_get(f"/api/functions/{name}", home, admin_url))
+    path = f"/api/functions/{name}" + (f"/versions/{version}" if version is not None else "")
+    function = asyncio.run(_get(path, home, admin_url))
     if json:
         print_json(function)
         return
+    if version is not None:
+        served = [f"{alias} {weight:g} %" for alias, weight in function["aliases"].items()]
+        warnings = [] if served else ["no alias names it, so it gets no requests"]
+        function |= {"name": name, "counters": {}, "active": {**function, "urls": served, "warnings": warnings}}
     active = function["active"]
     manifest = active["manifest"]
     counters = function["counters"]
@@ -52,7 +60,7 @@ def inspect(name: Name, home: Home = None, admin_url: AdminUrl = None, json: Jso
         ("name", function["name"]),
         ("version", f"{active['version']} ({when(active['created_at'])})"),
         ("kind", active["kind"]),
-        *(("url" if i == 0 else "", url) for i, url in enumerate(active["urls"])),
+        *((("url" if version is None else "gets") if i == 0 else "", url) for i, url in enumerate(active["urls"])),
         ("digest", f"sha256:{active['wasm_digest']}"),
         ("module", size(function["wasm_bytes"])),
         ("native code", size(function["artifact_bytes"]) if function["artifact_bytes"] else "missing"),
@@ -65,7 +73,12 @@ def inspect(name: Name, home: Home = None, admin_url: AdminUrl = None, json: Jso
     rows += [(f"env {key}", value) for key, value in sorted(manifest.get("env", {}).items())]
     rows += [("warning", warning) for warning in active["warnings"]]
     rows += [("model", model) for model in manifest.get("capabilities", {}).get("models", ())]
-    rows += [("outbound", entry) for entry in manifest.get("capabilities", {}).get("outbound", ())]
+    capabilities = manifest.get("capabilities", {})
+    rows += [("outbound", entry) for entry in capabilities.get("outbound", ())]
+    rows += [("credential", f"{entry['secret']} for {entry['host']}") for entry in capabilities.get("credentials", ())]
+    rows += [("store", store) for store in capabilities.get("kv", ())]
+    rows += [("calls", function) for function in capabilities.get("calls", ())]
+    rows += [("secret", secret) for secret in capabilities.get("secrets", ())]
     rows += [(f"count {key}", f"{value:g}") for key, value in sorted(counters.items())]
     print_table(("", ""), rows)
 
@@ -77,11 +90,11 @@ def versions(name: Name, home: Home = None, admin_url: AdminUrl = None, json: Js
         print_json(found["versions"])
         return
     print_table(
-        ("VERSION", "ACTIVE", "KIND", "DEPLOYED", "DIGEST"),
+        ("VERSION", "SERVES", "KIND", "DEPLOYED", "DIGEST"),
         (
             (
                 str(version["version"]),
-                "yes" if version["active"] else "",
+                ", ".join(f"{alias} {weight:g} %" for alias, weight in version["aliases"].items()),
                 version["kind"],
                 when(version["created_at"]),
                 version["wasm_digest"][:12],
@@ -91,9 +104,23 @@ def versions(name: Name, home: Home = None, admin_url: AdminUrl = None, json: Js
     )
 
 
-def remove(name: Name, home: Home = None, admin_url: AdminUrl = None) -> None:
-    """Remove a function and all its versions."""
-    asyncio.run(_delete(f"/api/functions/{name}", home, admin_url))
+def remove(
+    name: Name,
+    version: Version = None,
+    purge: Annotated[bool, typer.Option("--purge", help="What its key-value store holds, too.")] = False,
+    home: Home = None,
+    admin_url: AdminUrl = None,
+) -> None:
+    """
+    Remove a function with its versions, config values and secrets; what its store holds stays, without --purge.
+
+    With --version: that version alone, which no alias may name.
+    """
+    if version is not None:
+        asyncio.run(_delete(f"/api/functions/{name}/versions/{version}", home, admin_url))
+        print(f"{name} version {version} is removed")
+        return
+    asyncio.run(_delete(f"/api/functions/{name}" + ("?purge=1" if purge else ""), home, admin_url))
     print(f"{name} is removed")
 
 

@@ -28,8 +28,17 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address for functions.  [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port for functions; 0: any.  [default: 8080]")] = None,
     admin_port: Annotated[int | None, typer.Option(help="Port of the admin API.  [default: 8081]")] = None,
+    admin_host: Annotated[str | None, typer.Option(help="Address of the admin API.  [default: 127.0.0.1]")] = None,
+    tls_cert: Annotated[str | None, typer.Option(metavar="FILE", help="Certificate for functions, PEM.")] = None,
+    tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="Its private key.")] = None,
+    admin_tls_cert: Annotated[str | None, typer.Option(metavar="FILE", help="Certificate for the admin API.")] = None,
+    admin_tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="Its private key.")] = None,
     workers: Annotated[int | None, typer.Option(help="Worker processes; 0: one per processor.  [default: 0]")] = None,
     home: Home = None,
+    state: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="postgresql://… for state that hosts share; SQLite in the home if left out."),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="Settings; HOME/faas.toml if left out.", show_default=False)
     ] = None,
@@ -47,7 +56,13 @@ def serve(
         "host": host,
         "port": port,
         "admin_port": admin_port,
+        "admin_host": admin_host,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "admin_tls_cert": admin_tls_cert,
+        "admin_tls_key": admin_tls_key,
         "workers": workers,
+        "state": state,
         "models": dict(pairs(model, "--model")) if model else None,
     }
     settings = load_config(flags, environ(), file=config)

@@ -47,7 +47,7 @@ class Ended:
 @pytest.fixture
 def faas(capsys, monkeypatch, tmp_path):
     """Run one command; nothing of the user's own settings is seen."""
-    for name in ("FAAS_ADMIN_URL", "FAAS_TOKEN", "FAAS_PORT", "FAAS_ADMIN_PORT"):
+    for name in ("FAAS_ADMIN_URL", "FAAS_CA_FILE", "FAAS_TOKEN", "FAAS_PORT", "FAAS_ADMIN_PORT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("FAAS_HOME", str(tmp_path / "home"))
 
@@ -97,7 +97,12 @@ async def host(tmp_path, run_dir, faas, monkeypatch):
     await public.start_server()
     api = AdminApi(
         config=bench.config,
-        token=TOKEN,
+        tokens=bench.tokens(TOKEN),
+        on_removed=(
+            bench.invoke_keys.forget_function,
+            bench.kv.forget_function,
+            bench.settings.forget_function,
+        ),
         public_url=str(public.make_url("")).rstrip("/"),
         admin_url="",
         state=bench.state,
@@ -110,6 +115,7 @@ async def host(tmp_path, run_dir, faas, monkeypatch):
         counts=bench.counts,
         clock=bench.clock,
         upload_dir=tmp_path / "tmp",
+        groups=bench.groups(TOKEN),
     )
     admin = TestServer(api.app())
     await admin.start_server()

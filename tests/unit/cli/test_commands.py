@@ -14,7 +14,7 @@ from faas.wire.messages import Stats
 
 COMMANDS = (
     "serve", "deploy", "invoke", "list", "inspect", "remove", "versions", "logs", "status", "run", "new", "doctor",
-    "models", "keys",
+    "models", "keys", "alias", "traffic", "rollback", "canary", "audit",
 )  # fmt: skip
 
 
@@ -170,7 +170,7 @@ async def test_functions_are_listed_inspected_and_removed(host, wasm):
     assert "sha256:" in inspected
     assert (await host("inspect", "my-func", "--json")).json["active"]["version"] == 2
     assert [version["version"] for version in (await host("versions", "my-func", "--json")).json] == [2, 1]
-    assert "yes" in (await host("versions", "my-func")).out
+    assert "live 100 %" in (await host("versions", "my-func")).out
     assert (await host("remove", "my-func")).code == 0
     gone = await host("inspect", "my-func")
     assert gone.code == 1

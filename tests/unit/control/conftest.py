@@ -15,19 +15,31 @@ import pytest
 from faas.artifacts.store import ArtifactStore
 from faas.clock import SystemClock
 from faas.config import HostConfig
+from faas.control.access import InvokeKeys, Tokens
+from faas.control.canary import CanaryController
 from faas.control.compiler import Compiled
 from faas.control.deployer import Deployer, Upload
+from faas.control.endpoints.access import AccessEndpoints
+from faas.control.endpoints.jobs import JobEndpoints
+from faas.control.endpoints.kv import KvEndpoints
+from faas.control.endpoints.settings import SettingsEndpoints
+from faas.control.endpoints.traffic import TrafficEndpoints
+from faas.control.jobs import JobDesk
 from faas.control.keys import KeyRing
+from faas.control.kv import KvService
 from faas.control.logs import FunctionLogs
 from faas.control.models import ModelRegistry
 from faas.control.modelserver import ModelSupervisor
+from faas.control.schedules import Scheduler
+from faas.control.settings import SettingsKeeper
 from faas.control.stats import Counts
 from faas.control.supervisor import Supervisor
+from faas.control.vault import open_vault
 from faas.errors import PeerGoneError
 from faas.invocation import Kind
 from faas.manifest import manifest_from_builtins
 from faas.problems import to_problem
-from faas.state.sqlite import SqliteState
+from faas.state.state import open_state
 from faas.wire.framing import Channel
 from faas.wire.messages import (
     PROTOCOL_VERSION,
@@ -35,6 +47,7 @@ from faas.wire.messages import (
     ArtifactReady,
     Drain,
     FromControl,
+    FunctionSettings,
     Hello,
     Keys,
     Models,
@@ -43,6 +56,9 @@ from faas.wire.messages import (
     Ready,
     Spent,
     Table,
+)
+from faas.wire.messages import (
+    InvokeKeys as ToldInvokeKeys,
 )
 from faas.wire.models import (
     MODEL_PROTOCOL_VERSION,
@@ -69,7 +85,7 @@ class FakeWorker:
         self.settings = json.loads(settings)
         self.index = self.settings["worker"]
         self.tables = []
-        self.models = self.keys = None
+        self.models = self.keys = self.invokekeys = self.functionsettings = None
         self.spent = []
         self.prepared = []
         self.answers = {}
@@ -114,7 +130,7 @@ class FakeWorker:
             await self.channel.send(Ready(table.generation))
             while True:
                 message = await self.channel.receive()
-                if isinstance(message, Models | Keys):
+                if isinstance(message, Models | Keys | ToldInvokeKeys | FunctionSettings):
                     setattr(self, type(message).__name__.lower(), message)
                     continue
                 if isinstance(message, Spent):
@@ -334,6 +350,7 @@ class Bench:
         self.clock = SystemClock()
         self.logs = FunctionLogs(home / "logs", 4096, self.clock)
         self.pauses = []
+        self._tokens = None
         self.missing = missing
         self.demo = demo
         self.model_fleet = FakeModelFleet()
@@ -355,18 +372,22 @@ class Bench:
             on_lines=lambda by_function: [self.logs.append(*item) for item in by_function.items()],
             on_stats=self.counts.report,
             on_gone=self.counts.retire,
+            settings_of=self._settings_of,
             spawn=self.fleet.spawn,
             sleep=self._sleep,
         )
         self.store = ArtifactStore(home)
         self.compiler = FakeCompiler(self.store)
 
+    def _settings_of(self, deployments):
+        return self.settings.of(deployments)
+
     async def _sleep(self, pause_s):
         self.pauses.append(pause_s)
         await asyncio.sleep(0)
 
     async def start(self):
-        self.state = await SqliteState.open(self.home / "state.db", self.clock)
+        self.state = await open_state("", self.home / "state.db", self.clock)
         self.deployer = Deployer(
             state=self.state,
             store=self.store,
@@ -376,7 +397,18 @@ class Bench:
             max_reserved=50,
             n_workers=2,
         )
+        self.canaries = CanaryController(self.deployer, self.counts, self.clock)
         self.keys = KeyRing(self.state, self.supervisor)
+        self.invoke_keys = InvokeKeys(self.state.access, self.supervisor)
+        self.settings = SettingsKeeper(self.state.settings, open_vault(self.home, ""))
+        await self.settings.load()
+        self.settings.serve(self.supervisor)
+        self.kv = KvService(
+            self.state.kv,
+            max_value_bytes=self.config.kv_max_value_bytes,
+            max_store_bytes=self.config.kv_max_store_bytes,
+        )
+        await self.kv.start()
         self.models = ModelRegistry(
             self.config,
             state=self.state,
@@ -392,6 +424,7 @@ class Bench:
             self.deployer,
             models=self.models.names(),
             keys=await self.keys.keys(),
+            invoke_keys=await self.invoke_keys.keys(),
         )
 
     async def stop(self):
@@ -400,7 +433,28 @@ class Bench:
         await self.models.aclose()
         await self.deployer.aclose()
         self.logs.close()
+        await self.kv.aclose()
         await self.state.aclose()
+
+    def tokens(self, home_token):
+        """Return the tokens of this host, the same ones each time."""
+        if self._tokens is None:
+            self._tokens = Tokens(self.state.access, home_token)
+        return self._tokens
+
+    def groups(self, home_token):
+        """Return what answers the endpoints that the API itself does not."""
+        return (
+            AccessEndpoints(self.tokens(home_token), self.invoke_keys, self.state, self.counts),
+            KvEndpoints(self.kv, max_value_bytes=self.config.kv_max_value_bytes),
+            SettingsEndpoints(self.settings),
+            TrafficEndpoints(self.state, self.deployer, self.canaries, self.supervisor),
+            JobEndpoints(
+                JobDesk(self.state.jobs, self.state.functions, max_job_bytes=self.config.max_job_bytes),
+                self.state.jobs,
+                Scheduler(self.state.schedules, self.state.database),
+            ),
+        )
 
     def upload(self, name="hello", wasm=b"\0asm hello", bundle=None, **manifest):
         module = self.home / f"{name}.upload"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import threading
 
 import aiohttp
@@ -28,7 +29,8 @@ def api(bench, tmp_path):
     (tmp_path / "tmp").mkdir()
     return AdminApi(
         config=bench.config,
-        token=TOKEN,
+        tokens=bench.tokens(TOKEN),
+        on_removed=(bench.invoke_keys.forget_function,),
         public_url="http://127.0.0.1:8080",
         admin_url="http://127.0.0.1:8081",
         state=bench.state,
@@ -41,6 +43,7 @@ def api(bench, tmp_path):
         counts=bench.counts,
         clock=bench.clock,
         upload_dir=tmp_path / "tmp",
+        groups=bench.groups(TOKEN),
     )
 
 
@@ -103,7 +106,7 @@ async def test_token_is_asked_for_everywhere_but_where_the_document_says(api, en
     async with TestClient(TestServer(api.app())) as stranger:
         for authorization in (None, "", "Bearer", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", TOKEN):
             headers = {} if authorization is None else {"Authorization": authorization}
-            path = endpoint.path.replace("{name}", "hello")
+            path = re.sub(r"\{\w+\}", "hello", endpoint.path)
             response = await stranger.request(endpoint.method, path, headers=headers)
             if endpoint.public:
                 assert response.status == 200
@@ -231,7 +234,7 @@ async def test_caller_that_hangs_up_cancels_its_deploy(bench, served):
     async with bench.deployer._lock:  # free again once the cancelled deploy has cleaned up
         bench.compiler.may_go_on.set()
     assert bench.stored() == []
-    assert await bench.state.active_deployments() == ()
+    assert await bench.state.functions.active_deployments() == ()
 
 
 async def test_functions_are_listed_with_their_counters(bench, client):

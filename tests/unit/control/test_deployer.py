@@ -43,10 +43,10 @@ async def test_commit_comes_after_prepare_and_before_activate(bench):
     seen = {}
 
     async def on_prepare(worker, deployment):
-        seen["prepare"] = await bench.state.active_deployments()
+        seen["prepare"] = await bench.state.functions.active_deployments()
 
     async def on_table(worker, table):
-        seen["table"] = await bench.state.active_deployments()
+        seen["table"] = await bench.state.functions.active_deployments()
         return True
 
     bench.fleet.on_prepare, bench.fleet.on_table = on_prepare, on_table
@@ -71,7 +71,7 @@ async def test_one_worker_that_refuses_leaves_the_old_version_and_no_files(bench
     bench.fleet.on_prepare = on_prepare
     with pytest.raises(StartFailedError, match="it loops"):
         await bench.deployer.deploy(bench.upload(wasm=b"\0asm worse"), ignored)
-    assert await bench.state.active("hello") == old
+    assert await bench.state.functions.active("hello") == old
     assert [names(table) for table in bench.fleet.workers[0].tables] == [[], [("hello", 1)]]
     assert bench.stored() == stored
 
@@ -97,7 +97,7 @@ async def test_deploy_fails_when_every_worker_dies_on_it(bench):
     bench.fleet.on_prepare = on_prepare
     with pytest.raises(WorkerLostError):
         await bench.deployer.deploy(bench.upload(), ignored)
-    assert await bench.state.active_deployments() == ()
+    assert await bench.state.functions.active_deployments() == ()
     assert bench.stored() == []
 
 
@@ -163,10 +163,10 @@ async def test_refused_bundle_leaves_nothing(bench, tmp_path):
 
 
 async def test_refused_commit_leaves_the_old_version_and_no_files(bench, monkeypatch):
-    async def refuse(new):
+    async def refuse(new, **placement):
         raise StateError("disk full")
 
-    monkeypatch.setattr(bench.state, "add_version_and_activate", refuse)
+    monkeypatch.setattr(bench.state.functions, "add_version", refuse)
     with pytest.raises(StateError):
         await bench.deployer.deploy(bench.upload(), ignored)
     assert bench.stored() == []
@@ -203,7 +203,7 @@ async def test_cancel_after_the_commit_runs_to_the_end(bench):
     go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await deploying
-    assert (await bench.state.active("hello")).version == 1
+    assert (await bench.state.functions.active("hello")).version == 1
     assert all(worker.generation == 2 for worker in bench.supervisor.workers())
 
 
@@ -377,7 +377,7 @@ async def test_restart_compiles_what_is_not_of_this_engine(new_bench):
     second.compiler.key = lambda wasm: "f" * 64
     await second.start()
     assert second.compiler.recompiled == ["hello"]
-    assert (await second.state.active("hello")).artifact_key == "f" * 64
+    assert (await second.state.functions.active("hello")).artifact_key == "f" * 64
     assert second.fleet.workers[0].tables[0].deployments[0].artifact_key == "f" * 64
     assert [name for name in second.stored() if name.endswith(".cwasm")] == ["f" * 64 + ".cwasm"]
     await second.stop()

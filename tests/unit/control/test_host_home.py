@@ -123,10 +123,10 @@ async def test_start_removes_what_a_killed_host_left_in_the_scratch_folder(tmp_p
     class Enough(Exception):
         pass
 
-    async def stop_here(path, clock):
+    async def stop_here(url, path, clock):
         raise Enough
 
-    monkeypatch.setattr(main.SqliteState, "open", stop_here)
+    monkeypatch.setattr(main, "open_state", stop_here)
     with main._locked(tmp_path), pytest.raises(HomeLockedError):
         async with main._running(HostConfig(home=str(tmp_path))):
             pass
