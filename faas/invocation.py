@@ -37,11 +37,16 @@ class Deployment(msgspec.Struct, frozen=True):
     created_at: float = 0.0
 
 
+STICKY_COOKIE: Final = "cookie"
+STICKY_HEADER: Final = "header:"
+
+
 class Alias(msgspec.Struct, frozen=True, omit_defaults=True):
     """
     A name for one version of a function, or for two of which ``other`` gets ``weight`` percent of the requests.
 
-    ``other`` 0: none. ``sticky`` says what keeps a client on its side: "", ``cookie`` or ``header:NAME``.
+    ``other`` 0: none. ``sticky`` says what keeps a client on its side: "", ``STICKY_COOKIE`` (the host sets one), or
+    ``STICKY_HEADER`` and a name.
     """
 
     function: str

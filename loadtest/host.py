@@ -150,6 +150,13 @@ class Host:
             self._process.wait()
             self._process = None
 
+    def kill_all(self) -> None:
+        """End every process of the host at once, with SIGKILL."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.kill()
+
     # ---- the admin API ----------------------------------------------------------------------------------------------
 
     def deploy(self, manifest: Mapping[str, Any], module: Path) -> int:

@@ -9,18 +9,16 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import aiohttp
 import uvloop
-from rich.table import Table
 
 from loadtest.host import FUNCTIONS, Host
 from loadtest.openloop import OpenLoop, Tally
+from loadtest.report import Finding, findings_table, percentile
 from loadtest.report import console as new_console
-from loadtest.report import percentile
 
 HELLO = FUNCTIONS / "hello-c" / "hello-c.wasm"
 PRIMES = FUNCTIONS / "primes" / "primes.wasm"
@@ -50,17 +48,6 @@ ALONE_S = 5.0
 _WARM_UP = 100
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of the table; ``limit`` empty means that the number is only for information."""
-
-    benchmark: str
-    what: str
-    measured: str
-    limit: str = ""
-    holds: bool = True
-
-
 def main() -> int:
     """Return 0 when every promise holds, else 1."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.overload", description=__doc__)
@@ -74,12 +61,9 @@ def main() -> int:
             console.print(f"{name} ...")
             with tempfile.TemporaryDirectory(prefix="faas-bench-") as folder:
                 findings += benchmark(Path(folder) / "home", args.seconds)
-    table = Table(title=f"overload and endless loops, on {N_WORKERS} workers where nothing else is said")
-    for column in ("benchmark", "what", "measured", "asked", ""):
-        table.add_column(column, justify="right" if column == "measured" else "left")
-    for f in findings:
-        table.add_row(f.benchmark, f.what, f.measured, f.limit, "" if not f.limit else "yes" if f.holds else "NO")
-    console.print(table)
+    console.print(
+        findings_table(f"overload and endless loops, on {N_WORKERS} workers where nothing else is said", findings)
+    )
     return 0 if all(finding.holds for finding in findings) else 1
 
 

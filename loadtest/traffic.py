@@ -15,12 +15,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import uvloop
-from rich.table import Table
 
 from loadtest.host import FUNCTIONS, Host
 from loadtest.openloop import ends, head
+from loadtest.report import Finding, findings_table, percentile
 from loadtest.report import console as new_console
-from loadtest.report import percentile
 
 HELLO = FUNCTIONS / "hello-c" / "hello-c.wasm"
 CGI = FUNCTIONS / "bad" / "cgi.wasm"
@@ -66,17 +65,6 @@ class Replies:
         return Counter(reply.version for reply in self.seen)
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of the table; ``limit`` empty means that the number is only for information."""
-
-    benchmark: str
-    what: str
-    measured: str
-    limit: str = ""
-    holds: bool = True
-
-
 def main() -> int:
     """Return 0 when every promise holds, else 1."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.traffic", description=__doc__)
@@ -92,12 +80,9 @@ def main() -> int:
             if args.only in {None, name}:
                 console.print(f"{name} ...")
                 findings += uvloop.run(benchmark(host))
-    table = Table(title=f"traffic between two versions, {N_WORKERS} workers, {N_CONNECTIONS} connections")
-    for column in ("benchmark", "what", "measured", "asked", ""):
-        table.add_column(column, justify="right" if column == "measured" else "left")
-    for f in findings:
-        table.add_row(f.benchmark, f.what, f.measured, f.limit, "" if not f.limit else "yes" if f.holds else "NO")
-    console.print(table)
+    console.print(
+        findings_table(f"traffic between two versions, {N_WORKERS} workers, {N_CONNECTIONS} connections", findings)
+    )
     return 0 if all(finding.holds for finding in findings) else 1
 
 
@@ -173,11 +158,10 @@ async def canary(host: Host) -> list[Finding]:
     """A canary whose new version fails 20 %, and one that fails none, at a steady rate."""
     old, new = _two_versions(host, "bird", HELLO, CGI)
     await _weights(host, "bird", {old: 100})
-    plan = {"steps": [10, 50, 100], "interval_s": 30}
     seconds = CANARY_S + 3
     steady = asyncio.ensure_future(_steady(host, "/bird", seconds))
     await asyncio.sleep(1.0)
-    await _admin(host, "POST", "/api/functions/bird/canary", {"version": new, "plan": plan})
+    await _admin(host, "POST", "/api/functions/bird/canary", {"version": new})
     started = time.time()
     replies = await steady
     to_new = [reply for reply in replies.seen if reply.version == new]
@@ -189,7 +173,7 @@ async def canary(host: Host) -> list[Finding]:
     findings = [
         Finding(
             "canary",
-            f"20 % fail, {CANARY_PER_S:g} requests/s, 10 %: ended as",
+            f"20 % fail, {CANARY_PER_S:g} requests/s, the default plan: ended as",
             ended["phase"],
             "rolled-back",
             rolled_back,

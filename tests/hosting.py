@@ -204,7 +204,9 @@ class Host:
             response = connection.getresponse()
             return Reply(response.status, response.headers, response.read())
 
-    def try_deploy(self, name: str, module: bytes, manifest: Mapping[str, Any] | str | None = None) -> Reply:
+    def try_deploy(
+        self, name: str, module: bytes, manifest: Mapping[str, Any] | str | None = None, bundle: bytes = b""
+    ) -> Reply:
         """Return what the admin API answers to a deploy; a *manifest* that is text is TOML."""
         boundary = secrets.token_hex(8)
         parts = []
@@ -213,6 +215,8 @@ class Host:
             text = manifest if isinstance(manifest, str) else json.dumps(manifest)
             parts.append(("manifest", kind, text.encode()))
         parts.append(("module", "application/wasm", module))
+        if bundle:
+            parts.append(("bundle", "application/x-tar", bundle))
         body = b"".join(
             f'--{boundary}\r\nContent-Disposition: form-data; name="{part}"; filename="{part}"\r\n'
             f"Content-Type: {kind}\r\n\r\n".encode()
@@ -227,9 +231,11 @@ class Host:
             {"Content-Type": f"multipart/form-data; boundary={boundary}"},
         )
 
-    def deploy(self, name: str, module: bytes, manifest: Mapping[str, Any] | str | None = None) -> dict[str, Any]:
+    def deploy(
+        self, name: str, module: bytes, manifest: Mapping[str, Any] | str | None = None, bundle: bytes = b""
+    ) -> dict[str, Any]:
         """Deploy and return what serves now."""
-        reply = self.try_deploy(name, module, manifest)
+        reply = self.try_deploy(name, module, manifest, bundle)
         assert reply.status == 201, reply.body
         deployment: dict[str, Any] = reply.json()
         return deployment

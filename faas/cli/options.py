@@ -17,9 +17,7 @@ AdminUrl = Annotated[
     typer.Option(help="Where the admin API is.  [env: FAAS_ADMIN_URL]", show_default=False),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
-Version = Annotated[
-    int | None, typer.Option(metavar="V", min=1, help="This version of it.", show_default=False)
-]
+Version = Annotated[int | None, typer.Option(metavar="V", min=1, help="This version of it.", show_default=False)]
 Name = Annotated[str, typer.Argument(help="Name of the function.", show_default=False)]
 
 

@@ -209,15 +209,12 @@ class InvokeKeys:
         Raises: KeyNotFoundError if there is none.
         """
         async with self._lock:
-            await see_through(self._remove(function, (name,)))
+            await see_through(self._remove(function, name))
 
     async def forget_function(self, function: str, *, purge: bool, actor: str) -> None:
-        """Forget every key of *function*, which was removed: they must not open another one of that name."""
-        del purge, actor
-        async with self._lock:
-            names = tuple(entry.name for entry in await self.entries(function))
-            if names:
-                await see_through(self._remove(function, names))
+        """Have every worker go by the keys that are left: the state has forgotten those of a removed function."""
+        del function, purge, actor
+        await self.spread()
 
     async def _add(self, entry: InvokeKeyEntry) -> InvokeKeyEntry:
         kept = await self._store.add_invoke_key(entry)
@@ -231,10 +228,9 @@ class InvokeKeys:
         await self._spread()
         return kept
 
-    async def _remove(self, function: str, names: tuple[str, ...]) -> None:
-        for name in names:
-            await self._store.remove_invoke_key(function, name)
-            event(_logger, "invoke_key.removed", function=function, key=name)
+    async def _remove(self, function: str, name: str) -> None:
+        await self._store.remove_invoke_key(function, name)
+        event(_logger, "invoke_key.removed", function=function, key=name)
         await self._spread()
 
 

@@ -22,7 +22,7 @@ from faas.clock import Clock
 from faas.config import HostConfig, ModelName
 from faas.control import views
 from faas.control.access import Tokens
-from faas.control.deployer import Deployer, Placement, Upload
+from faas.control.deployer import Deployer, Placement, Upload, see_through
 from faas.control.endpoints.base import ACTOR, NDJSON, TOML, Endpoint, int_of, json_body, json_response
 from faas.control.endpoints.traffic import placement_of
 from faas.control.keys import ANONYMOUS, KeyRing
@@ -56,7 +56,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class OnRemoved(Protocol):
-    """Forgets what belongs to a function that was removed; with *purge* also what is kept otherwise."""
+    """Forgets what was kept here for a function that the state has forgotten, with *purge* for good."""
 
     async def __call__(self, function: str, *, purge: bool, actor: str) -> None: ...
 
@@ -412,10 +412,13 @@ class AdminApi:
         """DELETE /api/functions/{name}"""
         name = request.match_info["name"]
         purge = int_of(request, "purge", 0, 1) == 1
-        await self._deployer.remove(name, actor=request[ACTOR].name)
-        for forget in self._on_removed:
-            await forget(name, purge=purge, actor=request[ACTOR].name)
+        await see_through(self._remove(name, purge, request[ACTOR].name))
         return web.Response(status=204)
+
+    async def _remove(self, name: str, purge: bool, actor: str) -> None:
+        await self._deployer.remove(name, purge=purge, actor=actor)
+        for removed in self._on_removed:
+            await removed(name, purge=purge, actor=actor)
 
     def _view(self, deployment: Deployment) -> views.DeploymentView:
         return views.deployment_view(deployment, self._public_url, self._models.warnings(deployment.manifest))

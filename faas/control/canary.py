@@ -111,7 +111,8 @@ class CanaryController:
     Judges every canary about once a second, and steps, promotes or rolls it back; lives as long as the host.
 
     Where a canary stands is in the state, so it goes on after a restart; what its step's requests did is counted anew
-    then. Thread: the loop.
+    then. Of several hosts on one database each judges by the requests that it served itself: any of them may roll a
+    canary back, and the first one that has seen enough of a step goes on to the next. Thread: the loop.
     """
 
     def __init__(
@@ -120,14 +121,12 @@ class CanaryController:
         counts: Counts,
         clock: Clock,
         *,
-        is_leader: Callable[[], bool] = lambda: True,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """Args: *is_leader* says whether it is this host that drives canaries, of several on one database."""
+        """Look at nothing before ``start``."""
         self._deployer = deployer
         self._counts = counts
         self._clock = clock
-        self._is_leader = is_leader
         self._sleep = sleep
         self._watches: dict[tuple[str, str], _Watch] = {}
         self._task: asyncio.Task[None] | None = None
@@ -157,14 +156,12 @@ class CanaryController:
         self._watches = {key: watch for key, watch in self._watches.items() if key in keys}
         for canary in running:
             new, old = self._windows(canary)
-            if not self._is_leader():
-                continue
             waited_s = self._clock.time_ns() / 1e9 - canary.since
             verdict, reason = judge(canary.plan, old, new, waited_s)
             try:
                 await self._follow(canary, verdict, reason)
             except CanaryNotFoundError:
-                continue  # ended by hand meanwhile
+                continue  # it was ended by hand, or another host came first
             except StateError as exc:
                 exception(_logger, "canary.failed", exc, function=canary.function)  # the next look tries again
         for canary in self._deployer.canaries:

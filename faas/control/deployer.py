@@ -142,7 +142,8 @@ class Deployer:
         the others serve.
         """
         async with self._lock:
-            await self._load()
+            await self._compiled(await self._state.functions.serving())
+            self._serving = _by_function(self._ours(await self._state.functions.serving()))
             await self._state.functions.collect(self._keep_versions)
             await self._sweep()
             return self.deployments
@@ -151,15 +152,17 @@ class Deployer:
         """
         Have every worker serve what the state says now: another host may have changed it.
 
+        Other shares of versions that are served already wait for nothing: somebody may be rolling back.
         Raises: StateError.
         """
+        if await self._follow(known_only=True):
+            return
         async with self._lock:
-            before = {(known.function, known.version) for known in self.deployments}
+            before = self._versions_of(self._serving)
             for deployment in await self._compiled(await self._state.functions.serving()):
                 if (deployment.function, deployment.version) not in before:
                     await self._warm_up(deployment)
-            if await self._load():
-                await self._fleet.activate(self.deployments, self.aliases)
+            await self._follow()
 
     async def _warm_up(self, deployment: Deployment) -> None:
         """Have workers load what they are about to serve: it is committed, whatever comes of that here."""
@@ -176,14 +179,21 @@ class Deployer:
                 reason=exc.message,
             )
 
-    async def _load(self) -> bool:
-        """Go by what the state says, compiled for the engine of today where that is possible; return if it changed."""
-        await self._compiled(await self._state.functions.serving())
+    async def _follow(self, *, known_only: bool = False) -> bool:
+        """Have workers serve what the state says; return False if, with *known_only*, that is a version they don't."""
         async with self._committing:
             serving = _by_function(self._ours(await self._state.functions.serving()))
+            if known_only and self._versions_of(serving) - self._versions_of(self._serving):
+                return False
             changed = serving != self._serving
             self._serving = serving
-        return changed
+        if changed:
+            await self._fleet.activate(self.deployments, self.aliases)
+        return True
+
+    @staticmethod
+    def _versions_of(serving: dict[str, Serving]) -> set[tuple[str, int]]:
+        return {(d.function, d.version) for part in serving.values() for d in part.deployments}
 
     async def _compiled(self, serving: Serving) -> tuple[Deployment, ...]:
         """Return the versions in *serving* with native code of ours, made where it can be."""
@@ -269,14 +279,14 @@ class Deployer:
             self._sweep_is_due = True
             raise
 
-    async def remove(self, name: str, *, actor: str = "") -> None:
+    async def remove(self, name: str, *, purge: bool = False, actor: str = "") -> None:
         """
-        Remove *name* with all its versions; no worker serves it when this returns.
+        Remove *name* with all its versions, with *purge* for good; no worker serves it when this returns.
 
         Raises: FunctionNotFoundError, StateError.
         """
         async with self._lock:
-            await see_through(self._remove(name, actor))
+            await see_through(self._remove(name, purge, actor))
 
     async def remove_version(self, name: str, version: int, *, actor: str = "") -> None:
         """
@@ -388,13 +398,26 @@ class Deployer:
         """
         if any(d.version == version for d in self._serving.get(name, _NOTHING).deployments):
             return
-        deployment = self._our(await self._state.functions.version(name, version))
-        await self._files.fetch(deployment)
+        deployment = await self._state.functions.version(name, version)
         self._check_reserved(deployment.manifest)
         await self._check_size(deployment.manifest)
+        await self._fleet.prepare(await self._at_hand(deployment))
+
+    async def version(self, name: str, version: int) -> Deployment:
+        """
+        Return a version of *name* as workers can load it, whether or not an alias names it.
+
+        Raises: FunctionNotFoundError, VersionNotFoundError, ArtifactError, DeployError.
+        """
+        return await self._at_hand(await self._state.functions.version(name, version))
+
+    async def _at_hand(self, kept: Deployment) -> Deployment:
+        """Have a version's files here, and its native code for the engine of today."""
+        deployment = self._our(kept)
+        await self._files.fetch(deployment)
         if not await asyncio.to_thread(self._compiler.is_current, deployment):
             deployment = await self._recompile(deployment)
-        await self._fleet.prepare(deployment)
+        return deployment
 
     async def _change(self, name: str, commit: Coroutine[Any, Any, Serving]) -> float:
         """One commit that changes how *name* is served, and the table that follows from it; return when it was."""
@@ -553,9 +576,9 @@ class Deployer:
             self._sweep_is_due = True
             event(_logger, "versions.collected", function=name, versions=[version for _, version in gone])
 
-    async def _remove(self, name: str, actor: str) -> None:
+    async def _remove(self, name: str, purge: bool, actor: str) -> None:
         async with self._committing:
-            gone = await self._state.functions.remove_function(name, actor=actor)
+            gone = await self._state.functions.remove_function(name, purge=purge, actor=actor)
             self._serving.pop(name, None)
         await self._fleet.activate(self.deployments, self.aliases)
         await self._sweep()

@@ -30,6 +30,8 @@ from faas.errors import (
     CallbackRefusedError,
     FaasError,
     FunctionNotFoundError,
+    HostError,
+    InternalError,
     JobUnfinishedError,
     PeerGoneError,
     ResultNotKeptError,
@@ -45,6 +47,7 @@ from faas.outbound.failures import OutboundError
 from faas.state.database import Database
 from faas.state.functions import FunctionStore
 from faas.state.jobs import (
+    CALLBACKS,
     ENDED,
     QUEUED,
     Attempt,
@@ -59,6 +62,7 @@ from faas.state.jobs import (
     JobStore,
     NewJob,
     Queued,
+    Run,
 )
 from faas.wire.peer import Handler
 
@@ -184,7 +188,8 @@ class JobDesk:
         self._store = store
         self._functions = functions
         self._max_job_bytes = max_job_bytes
-        self._deliveries: dict[tuple[str, str], asyncio.Event] = {}
+        self._waiting: dict[tuple[str, str], set[asyncio.Event]] = {}
+        """Who waits for a delivery that is being served."""
 
     def handlers(self) -> dict[str, Handler]:
         """Return what workers may ask."""
@@ -250,8 +255,8 @@ class JobDesk:
 
         Raises: JobNotFoundError.
         """
-        job, attempts = await self._store.get(id)
-        _, result = await self._store.result(id)
+        shown = await self._store.show(id)
+        job = shown.job
         return JobView(
             job=job.id,
             function=job.function,
@@ -267,9 +272,9 @@ class JobDesk:
             kept_until=job.keep_until,
             reason=job.reason,
             max_attempts=job.policy.max_attempts,
-            attempts=[AttemptView(*msgspec.structs.astuple(attempt)) for attempt in attempts],
-            result=None if result is None else _shown(result),
-            callback=await self._store.callback(id) if job.callback else None,
+            attempts=[AttemptView(*msgspec.structs.astuple(attempt)) for attempt in shown.attempts],
+            result=None if shown.result is None else _shown(shown.result),
+            callback=shown.callback,
             status_url=status_url(id),
             result_url=status_url(id) + "/result",
         )
@@ -363,22 +368,28 @@ class JobDesk:
     async def _begin_delivery(self, asked: dict[str, Any]) -> str:
         """Say what is known of a delivery; one that comes while it is served waits a little for what becomes of it."""
         delivery = asked["function"], asked["key"]
-        ended = self._deliveries.setdefault(delivery, asyncio.Event())
-        found = await self._store.begin_delivery(*delivery, asked["lease_s"])
-        if found is Delivery.UNDER_WAY:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(DELIVERY_PATIENCE_S):
-                    await ended.wait()
+        ended = asyncio.Event()
+        waiting = self._waiting.setdefault(delivery, set())
+        waiting.add(ended)  # before the question, or its end could come in between
+        try:
             found = await self._store.begin_delivery(*delivery, asked["lease_s"])
-        return found.value
+            if found is Delivery.UNDER_WAY:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(DELIVERY_PATIENCE_S):
+                        await ended.wait()
+                found = await self._store.begin_delivery(*delivery, asked["lease_s"])
+            return found.value
+        finally:
+            waiting.discard(ended)
+            if not waiting and self._waiting.get(delivery) is waiting:
+                del self._waiting[delivery]
 
     async def _end_delivery(self, asked: dict[str, Any]) -> None:
         delivery = asked["function"], asked["key"]
         try:
             await self._store.end_delivery(*delivery, asked["keep_s"], served=asked["served"])
         finally:
-            ended = self._deliveries.pop(delivery, None)
-            if ended is not None:
+            for ended in self._waiting.get(delivery, ()):
                 ended.set()
 
 
@@ -416,8 +427,9 @@ def check_callback(manifest: Manifest, url: str) -> None:
         )
     try:
         outgoing = check(_request_to(url))
-    except OutboundError as exc:
-        raise CallbackRefusedError(f"X-Faas-Callback is no URL to send to: {exc.reason}; correct it") from exc
+    except (OutboundError, ValueError) as exc:
+        reason = exc.reason if isinstance(exc, OutboundError) else exc
+        raise CallbackRefusedError(f"X-Faas-Callback is no URL to send to: {reason}; correct it") from exc
     if not AllowList(manifest.capabilities.outbound).allows(outgoing.scheme, outgoing.host, outgoing.port):
         raise CallbackRefusedError(
             f"no entry of [capabilities] outbound of {manifest.name!r} allows {outgoing.origin}; add it and "
@@ -533,12 +545,12 @@ class Dispatcher:
         self._jitter = jitter
         self._sleep = sleep
         self._wake = asyncio.Event()
-        self._running: dict[str, tuple[Claimed, asyncio.Task[None]]] = {}
+        self._look = asyncio.Event()
+        """Set when a job was ended from outside: it may be one that runs here."""
+        self._running: dict[Run, tuple[Claimed, asyncio.Task[None]]] = {}
         self._by_worker: Counter[int] = Counter()
-        self._n_postponed: Counter[str] = Counter()
         self._loops: list[asyncio.Task[None]] = []
-        self._checking: asyncio.Task[None] | None = None
-        self.n_swept = 0
+        self._watching: asyncio.Task[None] | None = None
 
     @property
     def n_running(self) -> int:
@@ -555,16 +567,15 @@ class Dispatcher:
         if n:
             event(_logger, "jobs.recovered", jobs=n)
         self._database.listen(self._heard)
-        self._loops.append(asyncio.create_task(self._loop(), name="jobs"))
+        self._loops.append(asyncio.create_task(keep_looking(self.step, self._wake, "jobs"), name="jobs"))
         self._loops.append(asyncio.create_task(self._sweep(), name="jobs-sweep"))
-        if self._database.shared:
-            self._loops.append(asyncio.create_task(self._renew(), name="jobs-renew"))
+        self._watching = asyncio.create_task(self._watch(), name="jobs-watch")
 
     async def stop(self) -> None:
         """Begin nothing any more; what runs goes on. Safe to call more than once."""
-        for loop in self._loops[:2]:
+        for loop in self._loops:
             loop.cancel()
-        await asyncio.gather(*self._loops[:2], return_exceptions=True)
+        await asyncio.gather(*self._loops, return_exceptions=True)
 
     async def aclose(self) -> None:
         """Stop, and leave what still runs to the queue. Safe to call more than once."""
@@ -573,29 +584,17 @@ class Dispatcher:
         if tasks:
             # The workers are gone, so they are about to hear of it, and put their jobs back.
             await asyncio.wait(tasks, timeout=AGAIN_S)
-        for task in (*tasks, *self._loops, *([self._checking] if self._checking else [])):
+        if self._watching is not None:
+            tasks.append(self._watching)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, *self._loops, return_exceptions=True)
-        self._loops = []
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _heard(self, topic: str) -> None:
         if topic in (QUEUED, ANYTHING):
             self._wake.set()
-        if topic in (ENDED, ANYTHING) and self._running and (self._checking is None or self._checking.done()):
-            self._checking = asyncio.create_task(self.check())
-
-    async def _loop(self) -> None:
-        while True:
-            self._wake.clear()
-            try:
-                wait_s = await self.step()
-            except StateError as exc:
-                event(_logger, "jobs.stuck", level=logging.ERROR, reason=exc)
-                wait_s = AGAIN_S
-            except Exception as exc:
-                exception(_logger, "jobs.failed", exc)
-                wait_s = AGAIN_S
-            await _wait(self._wake, wait_s)
+        if topic in (ENDED, ANYTHING):
+            self._look.set()
 
     async def step(self) -> float | None:
         """
@@ -608,12 +607,22 @@ class Dispatcher:
             return None
         if not self._serving():
             return NO_WORKER_S
-        running = Counter(claimed.job.function for claimed, _ in self._running.values())
-        claims = await self._store.claim(self._holder, n_free, running, LEASE_S)
-        for claimed in claims.jobs:
-            task = asyncio.create_task(self._run(claimed), name=f"job-{claimed.job.id}")
-            self._running[claimed.job.id] = claimed, task
+        running = {run: claimed.job.function for run, (claimed, _) in self._running.items()}
+        # Seen through also when we are stopped meanwhile: what was claimed must not be forgotten.
+        claiming = asyncio.ensure_future(self._store.claim(self._holder, n_free, running, LEASE_S))
+        try:
+            claims = await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            with contextlib.suppress(FaasError):
+                self._begin((await claiming).jobs)
+            raise
+        self._begin(claims.jobs)
         return claims.wait_s
+
+    def _begin(self, jobs: Sequence[Claimed]) -> None:
+        for claimed in jobs:
+            task = asyncio.create_task(self._run(claimed), name=f"job-{claimed.job.id}")
+            self._running[claimed.job.id, claimed.job.n_attempts] = claimed, task
 
     def _serving(self) -> list[int]:
         return [view.worker for view in self._fleet.workers() if view.state == WorkerState.SERVING.value]
@@ -636,7 +645,8 @@ class Dispatcher:
         except Exception as exc:
             exception(_logger, "job.failed", exc, job=job.id)
         finally:
-            self._running.pop(job.id, None)
+            if self._running.get((job.id, job.n_attempts), (None,))[0] is claimed:
+                del self._running[job.id, job.n_attempts]
             self._wake.set()
 
     async def _ran(self, worker: int, claimed: Claimed) -> Ran | None:
@@ -658,7 +668,7 @@ class Dispatcher:
         except PeerGoneError:
             return None
         except FaasError as exc:
-            refused = not isinstance(exc, StateError)
+            refused = not isinstance(exc, (HostError, InternalError))
             return Ran(0, (), b"", 0, "refused" if refused else "failed", exc.code, exc.message, 0)
 
     async def _settle(self, claimed: Claimed, ran: Ran | None) -> None:
@@ -671,13 +681,11 @@ class Dispatcher:
             return
         reason = "" if ran.outcome == "ok" and fate is Fate.DONE else _reason(ran)
         if fate is Fate.POSTPONE:
-            self._n_postponed[job.id] += 1
             first_s, most_s = POSTPONE_S
-            pause_s = min(most_s, first_s * 2.0 ** min(self._n_postponed[job.id], 60)) * (0.5 + self._jitter() / 2)
+            pause_s = min(most_s, first_s * 2.0 ** min(job.n_postponed, 60)) * (0.5 + self._jitter() / 2)
             pause_s = max(pause_s, min(most_s, retry_after_s(ran.headers, job.created_at)))
             await self._note(lambda: store.postpone(holder, job, reason, pause_s))
             return
-        self._n_postponed.pop(job.id, None)
         attempt = Attempt(job.n_attempts, 0.0, 0.0, ran.version, ran.outcome, ran.status, reason)
         kept = ran.n_bytes <= job.policy.max_result_bytes
         result = JobResult(ran.status, ran.headers, ran.body if kept else b"", ran.n_bytes, kept)
@@ -714,29 +722,32 @@ class Dispatcher:
 
     async def check(self) -> None:
         """Keep what is still ours, and end the runs of what is not: cancelled, or run by another host by now."""
-        runs = {id: claimed.job.n_attempts for id, (claimed, _) in self._running.items()}
+        runs = dict(self._running)
         try:
             kept = await self._store.renew(self._holder, runs, LEASE_S)
         except StateError as exc:
             event(_logger, "jobs.not_renewed", level=logging.WARNING, reason=exc)
             return
-        for id, number in runs.items():
-            claimed, task = self._running.get(id, (None, None))
-            if id not in kept and claimed is not None and task is not None and claimed.job.n_attempts == number:
-                event(_logger, "job.ended", job=id, function=claimed.job.function)
+        for run, (claimed, task) in runs.items():
+            if run not in kept and run in self._running:  # else it has ended by itself meanwhile
+                event(_logger, "job.ended", job=claimed.job.id, function=claimed.job.function)
                 task.cancel()
 
-    async def _renew(self) -> None:
+    async def _watch(self) -> None:
+        """Keep the leases of what runs, and end what is not ours any more."""
         while True:
-            await self._sleep(LEASE_S / 3)
+            await _wait(self._look, LEASE_S / 3 if self._database.shared else None)
+            self._look.clear()
             if self._running:
-                await self.check()
+                try:
+                    await self.check()
+                except Exception as exc:
+                    exception(_logger, "jobs.not_checked", exc)
 
     async def _sweep(self) -> None:
         while True:
             try:
                 n = await self._store.sweep()
-                self.n_swept += n
             except StateError as exc:
                 event(_logger, "jobs.not_swept", level=logging.WARNING, reason=exc)
                 n = 0
@@ -746,6 +757,25 @@ class Dispatcher:
 
 def _reason(ran: Ran) -> str:
     return f"{ran.code}: {ran.detail}" if ran.code else f"the function answered {ran.status}"
+
+
+async def keep_looking(step: Callable[[], Awaitable[float | None]], wake: asyncio.Event, what: str) -> None:
+    """
+    Do *step* again whenever *wake* is set, or when the seconds are over that it returned; until cancelled.
+
+    Args: *what* is whose events the log has where it fails.
+    """
+    while True:
+        wake.clear()
+        try:
+            wait_s = await step()
+        except StateError as exc:
+            event(_logger, f"{what}.stuck", level=logging.ERROR, reason=exc)
+            wait_s = AGAIN_S
+        except Exception as exc:
+            exception(_logger, f"{what}.failed", exc)
+            wait_s = AGAIN_S
+        await _wait(wake, wait_s)
 
 
 async def _wait(wake: asyncio.Event, wait_s: float | None) -> None:
@@ -813,7 +843,7 @@ class CallbackSender:
     def start(self) -> None:
         """Begin; what a killed host was sending is sent again."""
         self._database.listen(self._heard)
-        self._loop_task = asyncio.create_task(self._loop(), name="job-callbacks")
+        self._loop_task = asyncio.create_task(keep_looking(self.step, self._wake, "callbacks"), name="job-callbacks")
 
     async def aclose(self) -> None:
         """Stop; what is being sent is sent again after the next start. Safe to call more than once."""
@@ -824,21 +854,8 @@ class CallbackSender:
         await self._client.aclose()
 
     def _heard(self, topic: str) -> None:
-        if topic in (QUEUED, ANYTHING):
+        if topic in (CALLBACKS, ANYTHING):
             self._wake.set()
-
-    async def _loop(self) -> None:
-        while True:
-            self._wake.clear()
-            try:
-                wait_s = await self.step()
-            except StateError as exc:
-                event(_logger, "callbacks.stuck", level=logging.ERROR, reason=exc)
-                wait_s = AGAIN_S
-            except Exception as exc:
-                exception(_logger, "callbacks.failed", exc)
-                wait_s = AGAIN_S
-            await _wait(self._wake, wait_s)
 
     async def step(self) -> float | None:
         """

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, Final, Protocol
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from typing import Any, Final, Protocol, TypeVar
 
+from faas.control.deployer import see_through
 from faas.errors import BadRequestError, FaasError, KvDeniedError, KvKeyInvalidError, KvTooLargeError
 from faas.log import event
 from faas.state.kv import MAX_PAGE_KEYS, SWEEP_KEYS, Entry, Grant, Page, StoreSize
@@ -24,6 +25,8 @@ MAX_BATCH_KEYS: Final = 1000
 MAX_BATCH_BYTES: Final = 16 * 1024 * 1024
 """Of the values of one batch, either way: it is one message."""
 SWEEP_EVERY_S: Final = 10.0
+
+T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
 
@@ -57,7 +60,6 @@ class Store(Protocol):
     async def grants(self) -> tuple[Grant, ...]: ...
     async def add_grant(self, store: str, function: str, *, read_only: bool, actor: str = "") -> Grant: ...
     async def remove_grant(self, store: str, function: str, actor: str = "") -> None: ...
-    async def forget_function(self, function: str, *, purge: bool, actor: str = "") -> None: ...
 
 
 class KvService:
@@ -249,20 +251,25 @@ class KvService:
         """Let *function* use *store*; it may when this returns."""
         if store == function:
             raise BadRequestError(f"{function!r} may use its own store anyway; grant it to another function")
-        grant = await self._store.add_grant(store, function, read_only=read_only, actor=actor)
-        await self.load()
+        change = self._store.add_grant(store, function, read_only=read_only, actor=actor)
+        grant = await see_through(self._loaded(change))
         event(_logger, "kv.granted", store=store, function=function, read_only=read_only, actor=actor)
         return grant
 
     async def revoke(self, store: str, function: str, actor: str) -> None:
         """Let *function* use *store* no longer; it may not when this returns."""
-        await self._store.remove_grant(store, function, actor)
-        await self.load()
+        await see_through(self._loaded(self._store.remove_grant(store, function, actor)))
         event(_logger, "kv.revoked", store=store, function=function, actor=actor)
 
+    async def _loaded(self, change: Coroutine[Any, Any, T]) -> T:
+        """Go by what *change*, once it is made, has left, whoever still waits for it."""
+        done = await change
+        await self.load()
+        return done
+
     async def forget_function(self, function: str, *, purge: bool, actor: str) -> None:
-        """Forget what a removed function was granted; with *purge* its own store, too."""
-        await self._store.forget_function(function, purge=purge, actor=actor)
+        """Go by the grants that are left: the state has forgotten those of a removed function."""
+        del function, purge, actor
         await self.load()
 
     def _checked(self, value: bytes) -> bytes:

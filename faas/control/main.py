@@ -13,7 +13,7 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -42,7 +42,7 @@ from faas.control.models import ModelRegistry
 from faas.control.modelserver import ModelSupervisor, why_no_models
 from faas.control.schedules import Scheduler
 from faas.control.settings import SettingsKeeper
-from faas.control.sharing import Follower, Lead
+from faas.control.sharing import ANYTHING, Follower
 from faas.control.stats import Counts
 from faas.control.supervisor import Supervisor
 from faas.control.vault import open_vault
@@ -52,14 +52,19 @@ from faas.log import event
 from faas.machine import forbid_dumps
 from faas.outbound.client import Client
 from faas.state.access import CHANGED as ACCESS_CHANGED
+from faas.state.database import Database
 from faas.state.functions import CHANGED as FUNCTIONS_CHANGED
 from faas.state.kv import CHANGED as KV_CHANGED
 from faas.state.settings import CHANGED as SETTINGS_CHANGED
 from faas.state.state import open_state
 from faas.tls import ServerCertificate
+from faas.tls_site import TlsSite
 
 MODEL_SERVER_PATIENCE_S = 10.0
 """How long a start waits for the model server; a host without it is useful too, and it may come later."""
+HANDSHAKE_TIMEOUT_S = 60.0
+TLS_END_TIMEOUT_S = 30.0
+"""As asyncio has them."""
 PORT_PATIENCE_S = 5.0
 """Workers of a host that was killed need a moment until they notice and let go of the port."""
 _PORT_POLL_S = 0.1
@@ -237,29 +242,24 @@ async def _running(config: HostConfig) -> AsyncIterator[RunningHost]:
             invoke_keys=await invoke_keys.keys(),
         )
         stack.push_async_callback(deployer.aclose)
-        lead = Lead(state, "canaries", holder)
-        stack.push_async_callback(lead.aclose)
-        lead.start()
-        canaries = CanaryController(deployer, counts, clock, is_leader=lead)
+        canaries = CanaryController(deployer, counts, clock)
         stack.push_async_callback(canaries.aclose)
         canaries.start()
 
-        async def reload_access() -> None:
-            await tokens.load()
-            await keys.spread()
-            await invoke_keys.spread()
-
         if state.shared:
-            changes = Follower(
-                {
-                    FUNCTIONS_CHANGED: deployer.refresh,
-                    KV_CHANGED: kv.load,
-                    SETTINGS_CHANGED: settings.follow,
-                    ACCESS_CHANGED: reload_access,
-                }
-            )
-            stack.push_async_callback(changes.aclose)
-            state.database.listen(changes.heard)
+
+            async def reload_access() -> None:
+                await tokens.load()
+                await keys.spread()
+                await invoke_keys.spread()
+
+            followed = {
+                FUNCTIONS_CHANGED: deployer.refresh,
+                KV_CHANGED: kv.load,
+                SETTINGS_CHANGED: settings.follow,
+                ACCESS_CHANGED: reload_access,
+            }
+            _follow_others(stack, state.database, followed)
 
         callbacks = CallbackSender(
             desk,
@@ -300,23 +300,17 @@ async def _running(config: HostConfig) -> AsyncIterator[RunningHost]:
                 AccessEndpoints(tokens, invoke_keys, state, counts),
                 KvEndpoints(kv, max_value_bytes=config.kv_max_value_bytes),
                 SettingsEndpoints(settings),
-                TrafficEndpoints(state, deployer, canaries, supervisor),
+                TrafficEndpoints(state, deployer, canaries, supervisor, settings.secrets_for),
                 JobEndpoints(desk, state.jobs, scheduler),
             ),
             on_removed=(
-                invoke_keys.forget_function, kv.forget_function, settings.forget_function, desk.forget_function,
+                invoke_keys.forget_function,
+                kv.forget_function,
+                settings.forget_function,
+                desk.forget_function,
             ),
         )
-        # Cancelled handlers are what tells a deploy or a log follower that its caller hung up.
-        runner = web.AppRunner(api.app(), handler_cancellation=True, access_log=None, shutdown_timeout=5.0)
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
-        certificate = certificates.get("admin_tls_cert")
-        await web.SockSite(
-            runner, admin_socket, ssl_context=None if certificate is None else certificate.context
-        ).start()
-        if certificate is not None:
-            stack.push_async_callback(_cancelled, asyncio.create_task(certificate.watch(_certificate_told)))
+        await _serve_admin(stack, api, admin_socket, certificates.get("admin_tls_cert"))
         await model_server.settled(MODEL_SERVER_PATIENCE_S)
         models.start()
 
@@ -361,6 +355,38 @@ def _certificates(config: HostConfig) -> dict[str, ServerCertificate]:
         )
         if cert
     }
+
+
+async def _serve_admin(
+    stack: AsyncExitStack, api: AdminApi, listening: socket.socket, certificate: ServerCertificate | None
+) -> None:
+    """Answer the admin API's requests for as long as *stack* lives."""
+    # Cancelled handlers are what tells a deploy or a log follower that its caller hung up.
+    runner = web.AppRunner(api.app(), handler_cancellation=True, access_log=None, shutdown_timeout=5.0)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    if certificate is None:
+        await web.SockSite(runner, listening).start()
+    else:
+        context = certificate.context
+        await TlsSite(
+            runner,
+            listening,
+            context=context,
+            handshake_timeout_s=HANDSHAKE_TIMEOUT_S,
+            shutdown_timeout_s=TLS_END_TIMEOUT_S,
+        ).start()
+        stack.push_async_callback(_cancelled, asyncio.create_task(certificate.watch(_certificate_told)))
+
+
+def _follow_others(
+    stack: AsyncExitStack, database: Database, refreshers: Mapping[str, Callable[[], Awaitable[object]]]
+) -> None:
+    """Go by what other hosts change from now on, and by what they have changed since each of it was read."""
+    changes = Follower(refreshers)
+    stack.push_async_callback(changes.aclose)
+    database.listen(changes.heard)
+    changes.heard(ANYTHING)
 
 
 def _certificate_told(problem: ConfigError | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 from collections.abc import Iterator
@@ -14,9 +13,8 @@ from zoneinfo import ZoneInfo
 import msgspec
 from cronsim import CronSim
 
-from faas.control.jobs import ANYTHING
-from faas.errors import StateError
-from faas.log import event, exception
+from faas.control.jobs import ANYTHING, keep_looking
+from faas.log import event
 from faas.manifest import Manifest, Missed, Schedule
 from faas.state.database import Database
 from faas.state.functions import CHANGED as FUNCTIONS_CHANGED
@@ -30,8 +28,6 @@ MAX_MISSED: Final = 100
 MAX_LATE: Final = 100
 N_NEXT: Final = 5
 """Runs that listings look ahead."""
-LONGEST_WAIT_S: Final = 60.0
-AGAIN_S: Final = 1.0
 _WITH_SECONDS: Final = 6
 
 _logger = logging.getLogger(__name__)
@@ -139,7 +135,7 @@ class Scheduler:
     def start(self) -> None:
         """Begin."""
         self._database.listen(self._heard)
-        self._task = asyncio.create_task(self._loop(), name="schedules")
+        self._task = asyncio.create_task(keep_looking(self.step, self._wake, "schedules"), name="schedules")
 
     async def aclose(self) -> None:
         """Stop. Safe to call more than once."""
@@ -151,22 +147,6 @@ class Scheduler:
         if topic in (FUNCTIONS_CHANGED, CHANGED, ANYTHING):
             self._stale = True
             self._wake.set()
-
-    async def _loop(self) -> None:
-        while True:
-            self._wake.clear()
-            wait_s: float | None
-            try:
-                wait_s = await self.step()
-            except StateError as exc:
-                event(_logger, "schedules.stuck", level=logging.ERROR, reason=exc)
-                wait_s = AGAIN_S
-            except Exception as exc:
-                exception(_logger, "schedules.failed", exc)
-                wait_s = AGAIN_S
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LONGEST_WAIT_S if wait_s is None else min(wait_s, LONGEST_WAIT_S)):
-                    await self._wake.wait()
 
     async def step(self) -> float | None:
         """

@@ -107,6 +107,12 @@ class SettingsKeeper:
             self._told = mark, FunctionSettings(config, tuple(secrets))
         return self._told[1]
 
+    def secrets_for(self, deployment: Deployment) -> dict[str, str]:
+        """Return the secrets that one version has a use for, open, by name."""
+        named = secrets_of(deployment.manifest)
+        found = ((name, self.get(deployment.function, name)) for name in sorted(named))
+        return {name: value for name, value in found if value is not None}
+
     def get(self, function: str, name: str) -> str | None:
         """
         Return a secret, open, for what control itself sends (a ``SecretsPort``).
@@ -183,13 +189,9 @@ class SettingsKeeper:
         event(_logger, "secret.unset", function=function, secret=name, actor=actor)
 
     async def forget_function(self, function: str, *, purge: bool = True, actor: str = "") -> None:
-        """
-        Forget all that is set for *function*, which is removed: another one of that name must not get it.
-
-        That is so without *purge*, too.
-        """
-        async with self._lock:
-            await see_through(self._do(self._store.forget_function(function, actor)))
+        """Have every worker go by what is left: the state has forgotten what was set for a removed function."""
+        del function, purge, actor
+        await self.follow()
 
     async def rotate_key(self, actor: str) -> int:
         """

@@ -1,4 +1,4 @@
-"""Several hosts on one database: each follows what the others change, and one of them does what is done once."""
+"""Several hosts on one database: each follows what the others change, and has the files of what they deploy."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 
 from faas.artifacts.store import ArtifactStore
-from faas.errors import ArtifactMissingError, FaasError, StateError
+from faas.errors import ArtifactMissingError, FaasError
 from faas.invocation import Deployment
 from faas.log import event, exception
 from faas.state.state import State
 
-LEASE_S = 5.0
-"""How long a host that says nothing any more keeps others from taking its part over."""
 RETRY_S = 2.0
 """Until a change that could not be followed is looked at again."""
 ANYTHING = ""
@@ -76,56 +74,6 @@ class Follower:
                     return
         finally:
             self._running.pop(topic, None)
-
-
-class Lead:
-    """Whether this host is the one that does *name* for all of them; alone on its database it always is."""
-
-    def __init__(
-        self, state: State, name: str, holder: str, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-    ) -> None:
-        """Args: *holder* is this host's name among them."""
-        self._sleep = sleep
-        self._state = state
-        self._name = name
-        self._holder = holder
-        self._held = not state.shared
-        self._task: asyncio.Task[None] | None = None
-
-    def __call__(self) -> bool:
-        """Return whether it is this host, as far as it knows: for less than LEASE_S it may be mistaken."""
-        return self._held
-
-    def start(self) -> None:
-        """Try to become the one, and stay it."""
-        if self._state.shared and self._task is None:
-            self._task = asyncio.create_task(self._keep(), name=f"lead-{self._name}")
-
-    async def aclose(self) -> None:
-        """Let another host take over at once. Safe to call more than once."""
-        if self._task is None:
-            return
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-        self._task = None
-        if self._held:
-            self._held = False
-            try:
-                await self._state.leases.let_go(self._name, self._holder)
-            except StateError as exc:
-                event(_logger, "lead.not_let_go", lead=self._name, reason=exc.message)
-
-    async def _keep(self) -> None:
-        while True:
-            held = False
-            try:
-                held = await self._state.leases.hold(self._name, self._holder, LEASE_S)
-            except StateError as exc:
-                event(_logger, "lead.unknown", level=logging.WARNING, lead=self._name, reason=exc.message)
-            if held != self._held:
-                event(_logger, "lead.changed", lead=self._name, held=held)
-            self._held = held
-            await self._sleep(LEASE_S / 3)
 
 
 class SharedFiles:

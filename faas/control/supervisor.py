@@ -458,9 +458,11 @@ class Supervisor:
 
     def _settings(self, worker: _Worker) -> bytes:
         host, port = self._public
+        # Workers have no business with the database, and its URL may have a password in it.
+        config = msgspec.structs.replace(self._config, state="")
         return json.dumps(
             {
-                "config": msgspec.to_builtins(self._config),
+                "config": msgspec.to_builtins(config),
                 "worker": worker.index,
                 "socket": str(self._socket_path),
                 "token": worker.token,

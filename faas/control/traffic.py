@@ -8,11 +8,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from faas.errors import BadRequestError
-from faas.invocation import Alias
+from faas.invocation import STICKY_COOKIE, STICKY_HEADER, Alias
 from faas.state.base import CanaryPlan
 
-COOKIE: Final = "cookie"
-HEADER_PREFIX: Final = "header:"
 MAX_STEPS: Final = 20
 
 _ALIAS = re.compile(r"[a-z0-9]([a-z0-9\-]{0,61}[a-z0-9])?")
@@ -34,7 +32,9 @@ def alias_name(text: str) -> str:
 
 def sticky_by(text: str) -> str:
     """Return *text*, if it says how clients are told apart; raises BadRequestError."""
-    if text in {"", COOKIE} or (text.startswith(HEADER_PREFIX) and _HEADER.fullmatch(text.removeprefix(HEADER_PREFIX))):
+    if text in {"", STICKY_COOKIE}:
+        return text
+    if text.startswith(STICKY_HEADER) and _HEADER.fullmatch(text.removeprefix(STICKY_HEADER)):
         return text
     raise BadRequestError(f"sticky {text[:80]!r} is neither 'cookie' nor 'header:NAME'")
 
@@ -67,7 +67,7 @@ def checked(plan: CanaryPlan) -> CanaryPlan:
     if not steps or len(steps) > MAX_STEPS or any(not 0 < step <= 100 for step in steps):
         raise BadRequestError(f"the steps of a canary are 1 to {MAX_STEPS} percents, over 0 and up to 100")
     if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
-        raise BadRequestError("each step of a canary is more than the one before it; write e.g. 1,10,50,100")
+        raise BadRequestError("each step of a canary is more than the one before it; write e.g. 10,25,50,100")
     if not 0 <= plan.interval_s <= 86_400 * 7:
         raise BadRequestError("the interval of a canary is 0 seconds to 7 days")
     if not 0 <= plan.max_error_rate <= 1:

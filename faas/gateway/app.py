@@ -30,7 +30,15 @@ from faas.errors import (
     SignatureInvalidError,
 )
 from faas.gateway.admission import Admission
-from faas.gateway.call import Call, LocalRedirect, break_off, is_gone, script_name
+from faas.gateway.call import (
+    MAX_LOCAL_REDIRECTS,
+    TRACEPARENT,
+    Call,
+    LocalRedirect,
+    break_off,
+    is_gone,
+    script_name,
+)
 from faas.gateway.calls import FunctionCalls
 from faas.gateway.command import serve_command
 from faas.gateway.component import serve_component
@@ -58,7 +66,6 @@ from faas.invocation import Kind, Outcome
 from faas.log import event
 from faas.wasm.runtime import Runtime
 
-MAX_LOCAL_REDIRECTS = 10
 WATCH_S = 1.0
 
 _log = logging.getLogger(__name__)
@@ -70,9 +77,10 @@ _PREFER = istr("prefer")
 _RARE = RESERVED.union((_PREFER,))
 _OWN_PATHS = ("/_faas/", OPENAI_PREFIX)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._\-+/=:]{1,128}")
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]*)?")
 
 _DEFAULTS = HostConfig(workers=1)
+# Python 3.11 takes longer to find a member of an Enum than for all that is done with it here.
+_COMMAND, _HTTP, _OK = Kind.COMMAND, Kind.HTTP, Outcome.OK
 
 
 class Gateway:
@@ -187,7 +195,7 @@ class Gateway:
         method, headers = request.method, request.headers
         with_body = True
         traceparent = headers.get(_TRACEPARENT_NAME, "")
-        if traceparent and not _TRACEPARENT.fullmatch(traceparent):
+        if traceparent and not TRACEPARENT.fullmatch(traceparent):
             traceparent = ""
         keyed, hidden, has_preferences = "", NOTHING_HIDDEN, False
         if type(headers) is not dict or not _RARE.isdisjoint(headers):
@@ -295,7 +303,7 @@ class Gateway:
                     await lane.leave()
                     code = await self._table.acquire(served)
                 try:
-                    if served.deployment.kind is Kind.COMMAND:
+                    if served.deployment.kind is _COMMAND:
                         answer = await serve_command(
                             call,
                             self._runtime,
@@ -305,7 +313,7 @@ class Gateway:
                             services=self._services,
                             deadline=deadline,
                         )
-                    elif served.deployment.kind is Kind.HTTP:
+                    elif served.deployment.kind is _HTTP:
                         answer = await serve_component(
                             call, self._runtime, code, self._models, self._services, deadline=deadline
                         )
@@ -349,7 +357,7 @@ class Gateway:
         except Exception as exc:
             self._finished(call, Outcome.FAILED, 500, reason=f"internal-error: {exc!r}")
             raise
-        self._finished(call, Outcome.OK, answer.status)
+        self._finished(call, _OK, answer.status)
         return answer
 
     async def _sent(self, lane: Lane | MemoryLane, answer: Answer) -> Answer:

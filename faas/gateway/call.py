@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -23,6 +24,9 @@ from faas.outbound.exchange import Body
 from faas.routes import Route
 
 OUTPUT_HIGH_WATER = 256 * 1024
+MAX_LOCAL_REDIRECTS = 10
+TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]*)?")
+"""Source: W3C Trace Context, 3.2.2; a later version may have more behind it."""
 _NOTHING: frozenset[str] = frozenset()
 
 

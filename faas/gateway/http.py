@@ -8,8 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
-import socket
-import ssl
 import time
 from typing import Any, Final, cast
 
@@ -52,7 +50,6 @@ LOOK_AGAIN_S: Final = 0.1
 """After a search for idle connections in vain: the next one would be in vain, too."""
 UNREAD_S: Final = 1.0
 """How often a connection that is not read, for all that it has sent, is asked whether its client closed its end."""
-NO_LIMIT_S: Final = 86400.0
 TIMER_SLACK_S: Final = 0.002
 """How much earlier than asked for a timer may end a wait: the loop counts in milliseconds."""
 
@@ -647,36 +644,6 @@ class Server(web.Server):
                 protocol._lingering_time = 0
             protocol.expect_head()
         return answer
-
-
-class TlsSite(web.SockSite):
-    """Where a ``Server`` listens with TLS: handshakes have a bound, ends have those of ``GentleTlsTransport``."""
-
-    def __init__(
-        self,
-        runner: web.BaseRunner,
-        listening: socket.socket,
-        *,
-        context: ssl.SSLContext,
-        handshake_timeout_s: float,
-        backlog: int,
-    ) -> None:
-        super().__init__(runner, listening, ssl_context=context, backlog=backlog)
-        self._handshake_timeout_s = handshake_timeout_s
-
-    async def start(self) -> None:
-        """Begin to listen; as aiohttp's, which leaves these two times at what asyncio has for them."""
-        await web.BaseSite.start(self)
-        server = self._runner.server
-        assert server is not None
-        self._server = await asyncio.get_running_loop().create_server(
-            server,
-            sock=self._sock,
-            ssl=self._ssl_context,
-            backlog=self._backlog,
-            ssl_handshake_timeout=self._handshake_timeout_s,
-            ssl_shutdown_timeout=NO_LIMIT_S,
-        )
 
 
 def connections_possible(max_connections: int) -> int:

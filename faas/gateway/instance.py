@@ -18,6 +18,9 @@ REUSED = ';desc="reused"'
 """What ``Server-Timing`` adds to ``start``: the instance was made ahead, or has served requests before."""
 
 
+_REACTOR = Kind.REACTOR  # looked up once: members of an Enum are found slowly
+
+
 class NotPreparableError(Exception):
     """A guest asked, before there was a request, for what only a request has."""
 
@@ -88,7 +91,7 @@ class Instance:
         self.log = LineOutput(on_line, limits.max_log_bytes, MAX_LOG_LINE_BYTES)
         self._output: _Relay | None = None
         wasi = _NO_WASI
-        if deployment.kind is Kind.REACTOR:
+        if deployment.kind is _REACTOR:
             output: OutputStream = self.log
             if deployment.manifest.warm.max:
                 output = self._output = _Relay(self.log)
@@ -122,7 +125,7 @@ class Instance:
         Raises: as ``Fiber.call``.
         """
         fiber, template = self.fiber, self.code.template
-        if self._deployment.kind is Kind.REACTOR:
+        if self._deployment.kind is _REACTOR:
             if template.has_initialize is None:
                 template.has_initialize = fiber.has_export(b"_initialize")
             if template.has_initialize:
@@ -164,7 +167,7 @@ class Instance:
     @property
     def held_bytes(self) -> int:
         """What it takes of the host's memory: its own, and its ``/tmp``."""
-        n_tmp_bytes = self.fiber.wasi.tmp_used_bytes if self._deployment.kind is Kind.REACTOR else 0
+        n_tmp_bytes = self.fiber.wasi.tmp_used_bytes if self._deployment.kind is _REACTOR else 0
         return self.fiber.memory_size() + n_tmp_bytes
 
     @property

@@ -36,7 +36,7 @@ from faas.errors import (
     RedirectLoopError,
 )
 from faas.gateway.admission import Admission, Permits
-from faas.gateway.call import Call, LocalRedirect, script_name
+from faas.gateway.call import MAX_LOCAL_REDIRECTS, TRACEPARENT, Call, LocalRedirect, script_name
 from faas.gateway.inmemory import Exchange, Head, MemoryLane, MemoryRequest
 from faas.gateway.journal import Journal
 from faas.gateway.lane import RESERVED, Answer, Reply
@@ -49,7 +49,6 @@ from faas.manifest import Limits
 from faas.outbound.exchange import HOP_BY_HOP, Body
 from faas.routes import Route, parse_route
 
-MAX_LOCAL_REDIRECTS: Final = 10
 DOMAIN: Final = "faas.internal"
 """Under this, every function has a host name."""
 
@@ -57,7 +56,6 @@ _DROPPED = HOP_BY_HOP.union(RESERVED, ("expect",))
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}")
 _TARGET = re.compile(r"[/?][^\x00-\x20#\x7f]*|")
 _BAD_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]*)?")
 # What a function that is reached by none of its routes is matched by.
 _NO_ROUTE = Route(path="", segments=())
 
@@ -113,6 +111,7 @@ class InternalCall(Call):
     """A call in memory: it may have a caller, with a deadline of its own."""
 
     __slots__ = ("caller", "deadline", "depth", "exchange")
+
     def __init__(
         self, *given: Any, caller: str, deadline: float | None, depth: int, exchange: Exchange, **others: Any
     ) -> None:
@@ -222,7 +221,7 @@ class Internal:
         request_id: str = "",
         caller: str = "",
         traceparent: str = "",
-        hooks: bool = True,
+        hooks: bool = False,
     ) -> Invocation:
         """
         Begin to invoke *function*; what it answers, also that it failed or was refused, is the returned one's reply.
@@ -248,13 +247,13 @@ class Internal:
         served = self._table.resolve(function, qualifier)
         lane, path, query = _received(request, served, traceparent)
         if not hooks and hook_at(served.webhooks, path) is not None:
-            raise CallDeniedError(f"{path[:200]} of {function} is a webhook, and takes signed deliveries only")
+            raise CallDeniedError(f"that path of {function} is a webhook, and takes signed deliveries only")
         traceparent = lane.request.headers.get("traceparent", "")
         if not request_id:
             request_id = f"{self._id_prefix}{next(self._ids):08x}"
         facts = {
             "request_id": request_id,
-            "traceparent": traceparent if _TRACEPARENT.fullmatch(traceparent) else "",
+            "traceparent": traceparent if TRACEPARENT.fullmatch(traceparent) else "",
             "clock": self._clock,
             "journal": self._journal,
             "caller": caller,

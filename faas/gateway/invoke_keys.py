@@ -86,8 +86,3 @@ class InvokeKeyRing:
     def stats(self) -> dict[str, dict[str, float]]:
         """Return how many requests were refused for want of a key, by function."""
         return {function: {"key_refused": n} for function, n in self._n_refused.items()}
-
-
-def without(headers: Mapping[str, str], hidden: frozenset[str]) -> Iterable[tuple[str, str]]:
-    """Return the items of *headers* less those that are *hidden*, whose names are in lower case."""
-    return [(name, value) for name, value in headers.items() if name.lower() not in hidden]

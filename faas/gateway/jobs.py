@@ -13,7 +13,7 @@ from faas.errors import BodyTooLargeError, JobNotFoundError, MalformedRequestErr
 from faas.gateway.call import RequestBody
 from faas.gateway.internal import Internal, InternalRequest
 from faas.gateway.lane import Lane, Reply
-from faas.gateway.live import Served
+from faas.gateway.live import X_FAAS_ALIAS, Served
 from faas.guest.ports import GuestRequest, JobOptions
 from faas.wire.peer import Peer
 
@@ -90,7 +90,7 @@ class JobGate:
         body = await self.read(lane, served)
         queued = await self.queue(
             served.name,
-            "",
+            request.headers.get(X_FAAS_ALIAS, ""),  # whose manifest was asked whether a key is needed
             {
                 "method": method,
                 "target": target,
@@ -199,7 +199,7 @@ class JobRunner:
             InternalRequest(request["method"], request["target"], headers, request["body"], request["remote"], own),
             request_id=f"{job}-{attempt}",
             caller=f"job:{source}",
-            hooks=scheduled or source == "webhook",
+            hooks=scheduled or source == "webhook",  # nobody else is the host itself, or was checked
         )
         n_bytes = len(reply.body)
         return {

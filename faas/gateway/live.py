@@ -65,7 +65,12 @@ class Served:
         self.headers = {"X-Faas-Function": deployment.function, "X-Faas-Version": str(deployment.version)}
         self._own_routes: RouteTable[None] | None = None
         self.webhooks = webhooks_of(deployment.manifest)
-        """By path; empty for nearly all functions."""
+        """By path; empty for nearly all functions. With those of the version that routes serve, see ``guard_as``."""
+
+    def guard_as(self, lead: Served) -> None:
+        """Check webhooks' paths of *lead*, too, or who asks for an older version by its alias would get around them."""
+        own = webhooks_of(self.deployment.manifest)
+        self.webhooks = own if lead is self else {**webhooks_of(lead.deployment.manifest), **own}
 
     def match(self, method: str, path: str) -> tuple[dict[str, str], Route]:
         """
@@ -81,7 +86,7 @@ class Served:
     def with_cookie(self, cookie: str) -> Served:
         """Return the same for one request whose reply sets *cookie*."""
         served = Served(self.deployment)
-        served.permits, served.warm = self.permits, self.warm
+        served.permits, served.warm, served.webhooks = self.permits, self.warm, self.webhooks
         served.headers["Set-Cookie"] = cookie
         return served
 
@@ -233,9 +238,10 @@ class LiveTable:
         if key in self._by_version:
             return
         known = self._visitors.pop(key, None)
-        if known is None or known.code_key != code_key(deployment):
+        if known is None or not known.is_of(deployment):
             known = Served(deployment)
         known.permits = lead.permits
+        known.guard_as(lead)
         self._visitors[key] = known
         while len(self._visitors) > MAX_VISITORS:
             del self._visitors[next(iter(self._visitors))]
@@ -260,7 +266,7 @@ class LiveTable:
         by_version: dict[tuple[str, int], Served] = {}
         for deployment in deployments:
             key = (deployment.function, deployment.version)
-            known = self._by_version.get(key) or self._prepared.pop(key, None)
+            known = self._by_version.get(key)
             if known is None or not known.is_of(deployment):
                 known = Served(deployment)
             by_version[key] = known
@@ -273,6 +279,8 @@ class LiveTable:
         for name, lead in leads.items():
             if self._leading.get(name) is not lead:
                 lead.permits = self._permits_of(lead.deployment)
+        for served in by_version.values():
+            served.guard_as(leads[served.name])
         pools = {served.name: served.warm for served in gone}
         for served in fresh:
             served.permits = leads[served.name].permits
@@ -283,7 +291,7 @@ class LiveTable:
         for served in gone:
             if served.warm is not None:
                 self._warm.retire(served.warm)
-        if fresh or gone:
+        if fresh:
             self._prepared.clear()  # deploys come one at a time: whatever else was prepared has failed
         self._visitors = {
             key: served for key, served in self._visitors.items() if key[0] in leads and key not in by_version

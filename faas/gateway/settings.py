@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import msgspec
 
@@ -38,18 +39,34 @@ class ConfigValues:
 
 
 class Secrets:
-    """A ``SecretsPort``: those secrets that the manifests which are served have a use for. Thread: any."""
+    """A ``SecretsPort``: those secrets that the manifests which are served have a use for. Thread: any may ask."""
 
     def __init__(self) -> None:
-        self._values: dict[tuple[str, str], str] = {}
+        self._values: Mapping[tuple[str, str], str] = {}
+        self._lent: tuple[tuple[str, Mapping[str, str]], ...] = ()
 
     def replace(self, settings: FunctionSettings) -> None:
         """Know exactly the secrets of *settings* from now on."""
         self._values = {(secret.function, secret.name): secret.value for secret in settings.secrets}
 
+    @contextmanager
+    def lent(self, function: str, secrets: Mapping[str, str]) -> Iterator[None]:
+        """Know *secrets* of *function*, too, for one invocation of a version that is not served. Thread: the loop."""
+        loan = (function, secrets)
+        self._lent = (*self._lent, loan)
+        try:
+            yield
+        finally:
+            self._lent = tuple(other for other in self._lent if other is not loan)
+
     def get(self, function: str, name: str) -> str | None:
         """Return a secret, None if it is not set or of no use to what is served."""
-        return self._values.get((function, name))
+        found = self._values.get((function, name))
+        if found is None:
+            for lent_to, secrets in self._lent:
+                if lent_to == function and name in secrets:
+                    return secrets[name]
+        return found
 
 
 def _with_env(deployment: Deployment, values: Mapping[str, str]) -> Deployment:

@@ -9,13 +9,8 @@ from typing import Final
 
 from multidict import istr
 
-from faas.invocation import LIVE, Alias
+from faas.invocation import LIVE, STICKY_COOKIE, STICKY_HEADER, Alias
 from faas.routes import Route
-
-COOKIE: Final = "cookie"
-"""``Alias.sticky`` for clients that are known by a cookie which the host sets."""
-HEADER_PREFIX: Final = "header:"
-"""``Alias.sticky`` for clients that are known by a header begins with this."""
 
 _COOKIE_HEADER = istr("cookie")
 _STRIDE: Final = 61.8033988749895
@@ -42,12 +37,12 @@ class Choice:
         self._at = random.random() * 100  # workers don't take turns in step
         self._header: istr | None = None
         self._cookie = self._cookie_rest = ""
-        if alias.sticky == COOKIE:
+        if alias.sticky == STICKY_COOKIE:
             self._header = _COOKIE_HEADER
             self._cookie = cookie_name(alias)
             self._cookie_rest = f"; Path={common_path(routes)}; HttpOnly; SameSite=Lax"
-        elif alias.sticky.startswith(HEADER_PREFIX):
-            self._header = istr(alias.sticky.removeprefix(HEADER_PREFIX).lower())
+        elif alias.sticky.startswith(STICKY_HEADER):
+            self._header = istr(alias.sticky.removeprefix(STICKY_HEADER).lower())
 
     def pick(self, headers: Mapping[str, str] | None) -> tuple[bool, str]:
         """

@@ -23,6 +23,7 @@ from faas.errors import (
 from faas.gateway.call import Call, LocalRedirect, RequestBody
 from faas.gateway.jobs import JobGate, accepted, encoded
 from faas.gateway.lane import Answer, Lane, ReadLane, Reply
+from faas.gateway.live import X_FAAS_ALIAS
 from faas.gateway.webhook_paths import plain
 from faas.guest.ports import SecretsPort
 from faas.log import event
@@ -30,7 +31,7 @@ from faas.manifest import Webhook, WebhookScheme
 from faas.wire.peer import Peer
 
 LEASE_SPARE_S: Final = 30.0
-"""Beyond the function's ``timeout_s``, until a delivery of which nobody says how it ended may come again."""
+"""Beyond what a permit and the guest may take, until a delivery of which nobody says how it ended may come again."""
 MAX_DELIVERY_CHARS: Final = 255
 GITHUB: Final = Webhook(
     path="/",
@@ -55,11 +56,7 @@ def verify(hook: Webhook, secret: str, headers: Mapping[str, str], body: bytes, 
     Raises: SignatureInvalidError.
     Source: GitHub's "Validating webhook deliveries" for that scheme.
     """
-    form = GITHUB if hook.scheme is WebhookScheme.GITHUB else hook
-    given = headers.get(form.header, "").strip()
-    if not given:
-        raise SignatureInvalidError(f"the request has no {form.header}; sign it with the secret of this webhook")
-    timestamp = _timestamp(form, headers, now) if form.timestamp_header else ""
+    form, given, timestamp = signed_parts(hook, headers, now)
     before, _, after = form.signed.partition("{body}")
     signed = before.replace("{timestamp}", timestamp).encode("utf-8", "surrogateescape")
     signed += body + after.replace("{timestamp}", timestamp).encode("utf-8", "surrogateescape")
@@ -73,6 +70,19 @@ def verify(hook: Webhook, secret: str, headers: Mapping[str, str], body: bytes, 
         f"the signature in {form.header} is not that of this body; check the secret, and that the body is sent as it "
         "was signed"
     )
+
+
+def signed_parts(hook: Webhook, headers: Mapping[str, str], now: float) -> tuple[Webhook, str, str]:
+    """
+    Return how *hook* is signed, what its header says, and the time that is signed, '' if none is; needs no body.
+
+    Raises: SignatureInvalidError.
+    """
+    form = GITHUB if hook.scheme is WebhookScheme.GITHUB else hook
+    given = headers.get(form.header, "").strip()
+    if not given:
+        raise SignatureInvalidError(f"the request has no {form.header}; sign it with the secret of this webhook")
+    return form, given, _timestamp(form, headers, now) if form.timestamp_header else ""
 
 
 def _timestamp(form: Webhook, headers: Mapping[str, str], now: float) -> str:
@@ -113,12 +123,24 @@ def delivery_of(hook: Webhook, headers: Mapping[str, str], signature: str) -> st
 class WebhookGate:
     """Serves a worker's webhooks; lives as long as it. Thread: the loop's only."""
 
-    def __init__(self, peer: Peer, jobs: JobGate, clock: Clock, secrets: Callable[[], SecretsPort | None]) -> None:
-        """Args: *peer* is the control process, which remembers deliveries; *secrets* returns where secrets are."""
+    def __init__(
+        self,
+        peer: Peer,
+        jobs: JobGate,
+        clock: Clock,
+        secrets: Callable[[], SecretsPort | None],
+        *,
+        queue_timeout_s: float,
+    ) -> None:
+        """
+        Args: *peer* is the control process, which remembers deliveries; *secrets* returns where secrets are;
+        *queue_timeout_s* is how long a request may wait for a permit, where its function does not say.
+        """
         self._peer = peer
         self._jobs = jobs
         self._clock = clock
         self._secrets = secrets
+        self._queue_timeout_s = queue_timeout_s
         self._ending: set[asyncio.Task[None]] = set()
 
     async def serve(self, call: Call, hook: Webhook, admit: Admit) -> Answer:
@@ -132,11 +154,13 @@ class WebhookGate:
             raise InternalError("a webhook was reached in memory")
         secret = self._secret(served.name, hook.secret)  # before the body is read: without it nothing is accepted
         request = await lane.leave()
-        if hook.run_async:
-            body = await self._jobs.read(lane, served)
-        else:
-            body = await RequestBody(request, served.deployment.manifest.limits.max_body_bytes).read_all()
         try:
+            # First what needs no body: who does not even try to sign does not get to send one.
+            signed_parts(hook, request.headers, self._clock.time_ns() / 1e9)
+            if hook.run_async:
+                body = await self._jobs.read(lane, served)
+            else:
+                body = await RequestBody(request, served.deployment.manifest.limits.max_body_bytes).read_all()
             signature = verify(hook, secret, request.headers, body, self._clock.time_ns() / 1e9)
         except SignatureInvalidError as exc:
             event(
@@ -171,7 +195,7 @@ class WebhookGate:
         request = call.request
         queued = await self._jobs.queue(
             call.served.name,
-            "",
+            request.headers.get(X_FAAS_ALIAS, ""),
             {
                 "method": call.method,
                 "target": target,
@@ -187,7 +211,9 @@ class WebhookGate:
 
     async def _run(self, call: Call, hook: Webhook, key: str, lane: ReadLane, admit: Admit) -> Answer:
         function = call.served.name
-        lease_s = call.served.deployment.manifest.limits.timeout_s + LEASE_SPARE_S
+        limits = call.served.deployment.manifest.limits
+        queue_timeout_s = self._queue_timeout_s if limits.queue_timeout_s is None else limits.queue_timeout_s
+        lease_s = queue_timeout_s + limits.timeout_s + LEASE_SPARE_S
         known = await self._peer.ask("deliveries.begin", function=function, key=key, lease_s=lease_s)
         if known == "done":
             own = {"Content-Type": "application/json", "X-Request-Id": call.request_id, "X-Faas-Duplicate": "true"}

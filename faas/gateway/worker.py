@@ -30,7 +30,7 @@ from faas.gateway.app import Gateway
 from faas.gateway.call import BodyPace
 from faas.gateway.code import CodeCache
 from faas.gateway.ending import Patience
-from faas.gateway.http import Server, TlsSite, connections_possible
+from faas.gateway.http import Server, connections_possible
 from faas.gateway.invoke_keys import InvokeKeyRing
 from faas.gateway.jobs import GuestJobs, JobGate, JobRunner
 from faas.gateway.journal import Journal
@@ -51,6 +51,7 @@ from faas.log import configure, event
 from faas.machine import forbid_dumps, memory_bytes
 from faas.nn.client import ModelClient
 from faas.tls import ServerCertificate
+from faas.tls_site import TlsSite
 from faas.wasm.runtime import Runtime
 from faas.wire.framing import Channel
 from faas.wire.messages import (
@@ -182,10 +183,14 @@ class Worker:
             services=self.services,
             config=config,
             jobs=jobs,
-            webhooks=WebhookGate(self.peer, jobs, clock, lambda: self.services.secrets),
+            webhooks=WebhookGate(
+                self.peer, jobs, clock, lambda: self.services.secrets, queue_timeout_s=config.queue_timeout_s
+            ),
         )
         self.internal = self.gateway.internal
-        self.handlers["invoke-version"] = Visits(self.table, self.internal, self.config_values.applied).invoke
+        self.handlers["invoke-version"] = Visits(
+            self.table, self.internal, self.config_values.applied, self.secrets
+        ).invoke
         self.services.jobs = GuestJobs(jobs)
         self.handlers["invoke"] = JobRunner(self.internal).invoke
 

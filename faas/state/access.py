@@ -150,3 +150,10 @@ class AccessStore:
             )
         )
         return tuple(InvokeKeyEntry(*row) for row in rows)
+
+
+def forget_function(session: Session, function: str, *, purge: bool, actor: str) -> None:
+    """Forget the invoke keys of *function*, which is removed, also without *purge*."""
+    del purge, actor
+    if session.changed("DELETE FROM invoke_keys WHERE function = ?", function):
+        session.notify(CHANGED)

@@ -29,7 +29,7 @@ class CanaryPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``max_error_rate`` is a part of 1; ``max_p99_ms`` and ``max_p99_ratio`` (of the old version's) 0 mean no limit.
     """
 
-    steps: tuple[float, ...] = (1.0, 10.0, 50.0, 100.0)
+    steps: tuple[float, ...] = (10.0, 25.0, 50.0, 100.0)
     interval_s: float = 30.0
     max_error_rate: float = 0.05
     max_p99_ms: float = 0.0

@@ -28,13 +28,15 @@ class BlobStore:
         """Keep *contents*, whose digest is *digest*; what is there already is left as it is, and young again."""
 
         def put(session: Session) -> None:
-            if not session.changed(
-                "INSERT INTO blobs (digest, n_bytes, added_at) VALUES (?, ?, ?) ON CONFLICT (digest) DO NOTHING",
+            # It has the row from here on, so no sweep takes it away any more.
+            session.execute(
+                "INSERT INTO blobs (digest, n_bytes, added_at) VALUES (?, ?, ?)"
+                " ON CONFLICT (digest) DO UPDATE SET added_at = excluded.added_at",
                 digest,
                 len(contents),
                 session.now(),
-            ):
-                session.execute("UPDATE blobs SET added_at = ? WHERE digest = ?", session.now(), digest)
+            )
+            if session.execute("SELECT 1 FROM blob_parts WHERE digest = ? LIMIT 1", digest):
                 return
             for number, part in enumerate(_parts(contents)):
                 session.execute(
@@ -65,12 +67,17 @@ class BlobStore:
         """Remove what is not among *keep* and was put there over an hour ago; return how many."""
 
         def sweep(session: Session) -> int:
-            rows = session.execute("SELECT digest FROM blobs WHERE added_at < ?", session.now() - YOUNG_S)
-            gone = [row[0] for row in rows if row[0] not in keep]
-            for digest in gone:
-                session.execute("DELETE FROM blob_parts WHERE digest = ?", digest)
-                session.execute("DELETE FROM blobs WHERE digest = ?", digest)
-            return len(gone)
+            before = session.now() - YOUNG_S
+            n_gone = 0
+            for (digest,) in session.execute("SELECT digest FROM blobs WHERE added_at < ? ORDER BY digest", before):
+                if digest in keep:
+                    continue
+                # Of two hosts that want the row one has to wait, and then looks at what the other one made of it.
+                if session.changed("UPDATE blobs SET n_bytes = 0 WHERE digest = ? AND added_at < ?", digest, before):
+                    session.execute("DELETE FROM blob_parts WHERE digest = ?", digest)
+                    session.execute("DELETE FROM blobs WHERE digest = ?", digest)
+                    n_gone += 1
+            return n_gone
 
         return await self._database.run(sweep)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import msgspec
 
@@ -32,8 +32,11 @@ _VERSION = ", ".join(f"v.{column}" for column in _COLUMNS.split(", "))
 _ALIAS = "function, alias, version, other, weight, sticky"
 _CANARY = "function, alias, version, other, plan, phase, step, since, reason"
 
-Holder = Callable[[Session, str], Iterable[int]]
-"""Returns the versions of a function that something else than an alias names, so that they stay."""
+
+class Removal(Protocol):
+    """Forgets what else belongs to a function that is removed; with *purge* also what is kept otherwise."""
+
+    def __call__(self, session: Session, function: str, *, purge: bool, actor: str) -> None: ...
 
 
 class FunctionStore:
@@ -47,7 +50,8 @@ class FunctionStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self.holders: list[Holder] = []
+        self.removals: list[Removal] = []
+        """They are part of the transaction: nothing of a function may fall to another one of its name."""
 
     # reading
 
@@ -111,7 +115,12 @@ class FunctionStore:
 
     async def serving(self) -> Serving:
         """Return what is to be served of all functions."""
-        return await self._database.run(_serving)
+
+        def serving(session: Session) -> Serving:
+            session.lock(_LOCK)  # versions and aliases of one moment
+            return _serving(session)
+
+        return await self._database.run(serving)
 
     async def routes(self) -> dict[str, tuple[str, ...]]:
         """Return the routes of each function: those of every version that an alias names."""
@@ -176,10 +185,11 @@ class FunctionStore:
         """
         await self._database.run(lambda session: _refuse_placement(session, name, alias))
 
-    async def remove_function(self, name: str, *, actor: str = "") -> tuple[Deployment, ...]:
+    async def remove_function(self, name: str, *, purge: bool = False, actor: str = "") -> tuple[Deployment, ...]:
         """
-        Forget *name* and its versions, which are returned; its highest number is kept.
+        Forget *name* with all that belongs to it, and its versions, which are returned; its highest number is kept.
 
+        Args: *purge*: forget also what another function of that name would go on with.
         Raises: FunctionNotFoundError.
         """
 
@@ -190,6 +200,8 @@ class FunctionStore:
             for table in ("aliases", "canaries", "history", "versions"):
                 session.execute(f"DELETE FROM {table} WHERE function = ?", name)
             _note(session, actor, "remove", name, {"version": active.version})
+            for removal in self.removals:
+                removal(session, name, purge=purge, actor=actor)
             return gone
 
         return await self._database.run(remove)
@@ -198,7 +210,7 @@ class FunctionStore:
         """
         Forget one version of *name*.
 
-        Raises: FunctionNotFoundError, VersionNotFoundError; VersionInUseError if an alias, or what else, names it.
+        Raises: FunctionNotFoundError, VersionNotFoundError; VersionInUseError if an alias names it.
         """
 
         def remove(session: Session) -> None:
@@ -211,8 +223,6 @@ class FunctionStore:
                         "first, or remove the alias",
                         alias=alias.alias,
                     )
-            if version in self._held(session, name):
-                raise VersionInUseError(f"a job of {name!r} is to be run by version {version}; wait until it is done")
             _forget(session, name, version)
             _note(session, actor, "remove-version", name, {"version": version})
 
@@ -238,9 +248,7 @@ class FunctionStore:
                 unnamed.setdefault(function, []).append(version)
             gone: list[tuple[str, int]] = []
             for function, versions in unnamed.items():
-                beyond = versions[keep:]
-                held = self._held(session, function) if beyond else frozenset()
-                gone += [(function, version) for version in beyond if version not in held]
+                gone += [(function, version) for version in versions[keep:]]
             for function, version in gone:
                 _forget(session, function, version)
             for function in dict.fromkeys(function for function, _ in gone):
@@ -400,9 +408,6 @@ class FunctionStore:
             )
 
         await self._database.run(update)
-
-    def _held(self, session: Session, name: str) -> frozenset[int]:
-        return frozenset(version for holder in self.holders for version in holder(session, name))
 
 
 # ---- versions --------------------------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import heapq
 import secrets
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any, Final
 
@@ -22,7 +23,9 @@ from faas.manifest import Async
 from faas.state.database import Database, Row, Session
 
 QUEUED: Final = "jobs"
-"""The topic of jobs, or callbacks, that somebody may claim."""
+"""The topic of jobs that somebody may claim."""
+CALLBACKS: Final = "job-callbacks"
+"""The topic of callbacks that somebody may claim."""
 ENDED: Final = "jobs-ended"
 """The topic of jobs that were ended from outside: whoever runs one looks whether it still should."""
 ID_BYTES: Final = 16
@@ -38,15 +41,18 @@ CONTENDED_S: Final = 0.05
 KEY_GRACE_S: Final = 60.0
 """A key that is of no use any more is swept so much later, when nobody can be using it anew."""
 MAX_SWEPT: Final = 500
-"""Jobs that one sweep forgets."""
+"""Jobs that one transaction forgets, cancels or queues again: others wait for it."""
 MAX_LISTED: Final = 1000
 MAX_WAITING: Final = 100_000
-"""Jobs of one function that may wait at once."""
+"""Jobs of one function that may wait at once, or a little more: they are not counted each time."""
+COUNT_AGAIN: Final = 8
+"""They are counted again when a part (1/N) of the room that there was is taken, or ``MAX_UNCOUNTED`` came."""
+MAX_UNCOUNTED: Final = 1000
 FULL_RETRY_S: Final = 10.0
 
 _COLUMNS = (
     "id, function, qualifier, source, state, created_at, due_at, expires_at, finished_at, keep_until, n_attempts,"
-    " n_counted, n_lost, status, reason, policy, callback, method, target, schedule"
+    " n_counted, n_lost, n_postponed, status, reason, policy, callback, method, target, schedule"
 )
 
 
@@ -137,6 +143,8 @@ class Job(msgspec.Struct, frozen=True):
     n_counted: int
     """Of these, those that count against ``max_attempts``: not those whose process went away."""
     n_lost: int
+    n_postponed: int
+    """How often in a row it found no room, or no function."""
     status: int
     reason: str
     policy: Async
@@ -154,6 +162,10 @@ class JobResult(msgspec.Struct, frozen=True):
     body: bytes = b""
     n_bytes: int = 0
     kept: bool = True
+
+
+Run = tuple[str, int]
+"""A job's id and the number of its run."""
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -188,6 +200,15 @@ class CallbackView(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Shown(msgspec.Struct, frozen=True):
+    """A job and what is known of it; ``result`` has no body here."""
+
+    job: Job
+    attempts: tuple[Attempt, ...]
+    result: JobResult | None
+    callback: CallbackView | None
+
+
 class Delivery(str, Enum):
     """What is known of a webhook's delivery that is about to be served."""
 
@@ -206,14 +227,37 @@ class JobStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._n_uncounted: dict[str, int] = {}
+        """How many more jobs a function may queue before its queue is counted again."""
 
     async def add(self, new: NewJob) -> Queued:
         """
         Queue a job; it is durable when this returns. The same key with the same request is the same job.
 
-        Raises: IdempotencyConflictError for a key that another request had; ConcurrencyLimitError.
+        Raises: IdempotencyConflictError for a key that another request had; ConcurrencyLimitError if too many of the
+        function's wait.
         """
+        n_uncounted = self._n_uncounted.get(new.function, 0) or await self._count_room(new.function)
+        self._n_uncounted[new.function] = n_uncounted - 1
         return await self._database.run(lambda session: add_job(session, new))
+
+    async def _count_room(self, function: str) -> int:
+        """Return how many more jobs *function* may queue before this is asked again; raises ConcurrencyLimitError."""
+        # A flood must not fill the disk, and counting it takes milliseconds.
+        ((n_waiting,),) = await self._database.run(
+            lambda session: session.execute(
+                "SELECT COUNT(*) FROM (SELECT 1 FROM jobs WHERE state = 'queued' AND function = ? LIMIT ?) AS waiting",
+                function,
+                MAX_WAITING,
+            )
+        )
+        room = MAX_WAITING - int(n_waiting)
+        if room <= 0:
+            self._n_uncounted.pop(function, None)
+            raise ConcurrencyLimitError(
+                f"{MAX_WAITING} jobs of {function!r} wait already; try again later", retry_after_s=FULL_RETRY_S
+            )
+        return max(1, min(room // COUNT_AGAIN, MAX_UNCOUNTED))
 
     async def get(self, id: str) -> tuple[Job, tuple[Attempt, ...]]:
         """
@@ -222,16 +266,25 @@ class JobStore:
         Raises: JobNotFoundError.
         """
 
-        def get(session: Session) -> tuple[Job, tuple[Attempt, ...]]:
-            job = _get(session, id)
-            rows = session.execute(
-                "SELECT number, began_at, ended_at, version, outcome, status, reason FROM job_attempts"
-                " WHERE job = ? ORDER BY number",
-                id,
-            )
-            return job, tuple(Attempt(*row) for row in rows)
+        return await self._database.run(lambda session: (_get(session, id), _attempts(session, id)))
 
-        return await self._database.run(get)
+    async def show(self, id: str) -> Shown:
+        """
+        Return everything about a job but its bodies.
+
+        Raises: JobNotFoundError.
+        """
+
+        def show(session: Session) -> Shown:
+            told = session.execute("SELECT url, state, n_tries, reason FROM job_callbacks WHERE job = ?", id)
+            return Shown(
+                _get(session, id),
+                _attempts(session, id),
+                _result(session, id, with_body=False),
+                CallbackView(*told[0]) if told else None,
+            )
+
+        return await self._database.run(show)
 
     async def result(self, id: str) -> tuple[Job, JobResult | None]:
         """
@@ -239,20 +292,7 @@ class JobStore:
 
         Raises: JobNotFoundError.
         """
-
-        def result(session: Session) -> tuple[Job, JobResult | None]:
-            return _get(session, id), _result(session, id)
-
-        return await self._database.run(result)
-
-    async def callback(self, id: str) -> CallbackView | None:
-        """Return what became of the job's callback; None if it has none."""
-
-        def callback(session: Session) -> CallbackView | None:
-            rows = session.execute("SELECT url, state, n_tries, reason FROM job_callbacks WHERE job = ?", id)
-            return CallbackView(*rows[0]) if rows else None
-
-        return await self._database.run(callback)
+        return await self._database.run(lambda session: (_get(session, id), _result(session, id, with_body=True)))
 
     async def list(self, function: str = "", states: Iterable[JobState] = (), limit: int = 100) -> tuple[Job, ...]:
         """Return the newest jobs, of one function or all, in one of *states* or any."""
@@ -295,33 +335,38 @@ class JobStore:
             for (id,) in rows:
                 _lose(session, _get(session, id), "the host ended while it ran")
             if alone:
-                session.execute("UPDATE job_callbacks SET lease_until = 0.0 WHERE state = 'waiting'")
+                session.execute(
+                    "UPDATE job_callbacks SET due_at = ? WHERE state = 'waiting' AND due_at > ?",
+                    session.now(),
+                    session.now(),
+                )
                 session.execute("DELETE FROM deliveries WHERE done = 0")  # those that were served ended with the host
             return len(rows)
 
         return await self._database.run(recover)
 
-    async def claim(self, holder: str, n_free: int, running: Mapping[str, int], lease_s: float) -> Claims:
+    async def claim(self, holder: str, n_free: int, running: Mapping[Run, str], lease_s: float) -> Claims:
         """
         Give *holder* up to *n_free* jobs that are due, those of functions first that run fewest, then the oldest.
 
-        Jobs whose holder's lease ran out are queued again, and those that are too old end.
-        Args: *running* says how many jobs of each function this holder runs.
+        Jobs whose lease ran out are queued again, but for what this holder still runs; those that are too old end.
+        Args: *running* are the runs of this holder, with their functions.
         """
         return await self._database.run(lambda session: _claim(session, holder, n_free, running, lease_s))
 
-    async def renew(self, holder: str, runs: Mapping[str, int], lease_s: float) -> frozenset[str]:
+    async def renew(self, holder: str, runs: Iterable[Run], lease_s: float) -> frozenset[Run]:
         """
-        Keep the jobs in *runs* (id → number of the run) for *lease_s* more seconds.
+        Keep the jobs of *runs* for *lease_s* more seconds.
 
         Returns: those that are still *holder*'s; the others were cancelled, or are run by somebody else.
         """
+        wanted = sorted(runs)
 
-        def renew(session: Session) -> frozenset[str]:
+        def renew(session: Session) -> frozenset[Run]:
             until = session.now() + lease_s
             return frozenset(
-                id
-                for id, number in sorted(runs.items())
+                (id, number)
+                for id, number in wanted
                 if session.changed(
                     "UPDATE jobs SET lease_until = ?"
                     " WHERE id = ? AND state = 'running' AND holder = ? AND n_attempts = ?",
@@ -382,7 +427,7 @@ class JobStore:
         def postpone(session: Session) -> bool:
             if not session.changed(
                 "UPDATE jobs SET state = 'queued', holder = '', lease_until = 0.0, due_at = ?, reason = ?,"
-                " n_attempts = n_attempts - 1"
+                " n_attempts = n_attempts - 1, n_postponed = n_postponed + 1"
                 " WHERE id = ? AND state = 'running' AND holder = ? AND n_attempts = ?",
                 session.now() + delay_s,
                 reason,
@@ -437,21 +482,10 @@ class JobStore:
     async def cancel_all(self, function: str) -> int:
         """End every job of *function* that is not finished; return how many."""
 
-        def cancel_all(session: Session) -> int:
-            rows = session.execute(
-                "SELECT id FROM jobs WHERE function = ? AND state IN ('queued', 'running')", function
-            )
-            n = 0
-            for (id,) in rows:
-                job = _get(session, id, locked=True)
-                if not job.state.finished:
-                    _finish(session, job, JobState.CANCELLED, 0, "the function was removed")
-                    n += 1
-            if n:
-                session.notify(ENDED)
-            return n
-
-        return await self._database.run(cancel_all)
+        n = 0
+        while some := await self._database.run(lambda session: _cancel_some(session, function)):
+            n += some
+        return n
 
     async def redrive(self, id: str) -> Job:
         """
@@ -472,34 +506,46 @@ class JobStore:
         return await self._database.run(redrive)
 
     async def redrive_all(self, function: str) -> int:
-        """Queue every dead letter of *function* again; return how many."""
+        """Queue every dead letter of *function* again, once each; return how many."""
+        began = await self.now()
 
-        def redrive_all(session: Session) -> int:
+        def redrive_some(session: Session) -> int:
             rows = session.execute(
-                f"SELECT {_COLUMNS} FROM jobs WHERE function = ? AND state IN ('dead', 'expired')"
-                f" ORDER BY created_at, id{session.skip_locked}",
+                f"SELECT {_COLUMNS} FROM jobs WHERE state IN ('dead', 'expired') AND function = ? AND finished_at <= ?"
+                f" LIMIT {MAX_SWEPT}{session.skip_locked}",
                 function,
+                began,
             )
             for row in rows:
                 _redrive(session, _from_row(row))
             return len(rows)
 
-        return await self._database.run(redrive_all)
+        return await self._all_of(redrive_some)
 
     async def purge(self, function: str, states: Iterable[JobState]) -> int:
         """Forget the finished jobs of *function* ('' for all functions) in *states*; return how many."""
         wanted = frozenset(states)
         gone = frozenset(state for state in wanted or frozenset(JobState) if state.finished)
 
-        def purge(session: Session) -> int:
-            if not gone:
-                return 0
+        def purge_some(session: Session) -> int:
+            # Locked, or a job that somebody queues again just now would be forgotten.
             where, arguments = _matching(function, gone)
-            ids = [id for (id,) in session.execute(f"SELECT id FROM jobs WHERE {where}", *arguments)]
-            _forget(session, ids)
+            ids = session.execute(
+                f"SELECT id FROM jobs WHERE {where} LIMIT {MAX_SWEPT}{session.skip_locked}", *arguments
+            )
+            _forget(session, [id for (id,) in ids])
             return len(ids)
 
-        return await self._database.run(purge)
+        return await self._all_of(purge_some) if gone else 0
+
+    async def _all_of(self, some: Callable[[Session], int]) -> int:
+        """Do *some*, which does ``MAX_SWEPT`` at most, until all is done; return how many there were."""
+        n_all = 0
+        while True:
+            n = await self._database.run(some)
+            n_all += n
+            if n < MAX_SWEPT:
+                return n_all
 
     async def sweep(self) -> int:
         """Forget what was kept long enough, ``MAX_SWEPT`` jobs at most; return how many."""
@@ -508,15 +554,12 @@ class JobStore:
             now = session.now()
             rows = session.execute(
                 f"SELECT id FROM jobs WHERE keep_until > 0.0 AND keep_until <= ? AND NOT EXISTS (SELECT 1 FROM"
-                f" job_callbacks c WHERE c.job = jobs.id AND c.state = 'waiting') LIMIT {MAX_SWEPT}",
+                f" job_callbacks c WHERE c.job = jobs.id AND c.state = 'waiting') LIMIT {MAX_SWEPT}"
+                f"{session.skip_locked}",  # a job that somebody queues again just now stays
                 now,
             )
             _forget(session, [id for (id,) in rows])
-            session.execute(
-                "DELETE FROM job_keys WHERE until <= ?"
-                " AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.id = job_keys.job)",
-                now - KEY_GRACE_S,
-            )
+            session.execute("DELETE FROM job_keys WHERE forgotten = 1 AND until <= ?", now - KEY_GRACE_S)
             session.execute("DELETE FROM deliveries WHERE until <= ?", now)
             return len(rows)
 
@@ -532,21 +575,17 @@ class JobStore:
             found = []
             for _ in range(n_free):
                 rows = session.execute(
-                    "UPDATE job_callbacks SET n_tries = n_tries + 1, lease_until = ? WHERE job = (SELECT job FROM"
-                    " job_callbacks WHERE state = 'waiting' AND due_at <= ? AND lease_until <= ? ORDER BY due_at"
+                    "UPDATE job_callbacks SET n_tries = n_tries + 1, due_at = ? WHERE job = (SELECT job FROM"
+                    " job_callbacks WHERE state = 'waiting' AND due_at <= ? ORDER BY due_at"
                     f" LIMIT 1{session.skip_locked}) RETURNING job, url, n_tries, expires_at",
                     now + lease_s,
-                    now,
                     now,
                 )
                 if not rows:
                     break
                 job, url, n_tries, expires_at = rows[0]
                 found.append(Callback(_get(session, job), url, n_tries, expires_at))
-            ((at,),) = session.execute(
-                "SELECT MIN(CASE WHEN lease_until > due_at THEN lease_until ELSE due_at END) FROM job_callbacks"
-                " WHERE state = 'waiting'"
-            )
+            ((at,),) = session.execute("SELECT MIN(due_at) FROM job_callbacks WHERE state = 'waiting'")
             return tuple(found), None if at is None else max(CONTENDED_S, at - now)
 
         return await self._database.run(claim)
@@ -557,7 +596,7 @@ class JobStore:
         def settle(session: Session) -> None:
             state = "waiting" if delay_s is not None else "failed" if reason else "delivered"
             session.execute(
-                "UPDATE job_callbacks SET state = ?, reason = ?, due_at = ?, lease_until = 0.0"
+                "UPDATE job_callbacks SET state = ?, reason = ?, due_at = ?"
                 " WHERE job = ? AND n_tries = ? AND state = 'waiting'",
                 state,
                 reason,
@@ -565,7 +604,8 @@ class JobStore:
                 callback.job.id,
                 callback.n_tries,
             )
-            session.notify(QUEUED)
+            if delay_s is not None:
+                session.notify(CALLBACKS)
 
         await self._database.run(settle)
 
@@ -612,9 +652,9 @@ class JobStore:
 
 def add_job(session: Session, new: NewJob) -> Queued:
     """
-    Queue a job in a transaction of somebody else's.
+    Queue a job in a transaction of somebody else's, however many wait.
 
-    Raises: IdempotencyConflictError, ConcurrencyLimitError if too many of the function's wait.
+    Raises: IdempotencyConflictError.
     """
     now = session.now()
     id = secrets.token_hex(ID_BYTES)
@@ -623,10 +663,9 @@ def add_job(session: Session, new: NewJob) -> Queued:
         # What another transaction has just added would not be seen by the condition below, which began before.
         session.lock(f"job key {new.function} {new.key}")
         if not session.changed(
-            "INSERT INTO job_keys (function, key, fingerprint, job, until) VALUES (?, ?, ?, ?, ?)"
+            "INSERT INTO job_keys (function, key, fingerprint, job, until, forgotten) VALUES (?, ?, ?, ?, ?, 0)"
             " ON CONFLICT (function, key) DO UPDATE SET fingerprint = excluded.fingerprint, job = excluded.job,"
-            " until = excluded.until WHERE job_keys.until <= ? AND NOT EXISTS"
-            " (SELECT 1 FROM jobs WHERE jobs.id = job_keys.job)",
+            " until = excluded.until, forgotten = 0 WHERE job_keys.forgotten = 1 AND job_keys.until <= ?",
             new.function,
             new.key,
             fingerprint,
@@ -642,18 +681,11 @@ def add_job(session: Session, new: NewJob) -> Queued:
                     "another request had this idempotency key; repeat that very request, or use a new key"
                 )
             return Queued(known, duplicate=True)
-    # So many steps of an index at most, for a flood must not fill the disk.
-    if session.execute(
-        "SELECT 1 FROM jobs WHERE state = 'queued' AND function = ? LIMIT 1 OFFSET ?", new.function, MAX_WAITING - 1
-    ):
-        raise ConcurrencyLimitError(
-            f"{MAX_WAITING} jobs of {new.function!r} wait already; try again later", retry_after_s=FULL_RETRY_S
-        )
     due_at = now + new.delay_s
     request, policy = new.request, new.policy
     session.execute(
         f"INSERT INTO jobs ({_COLUMNS}, holder, lease_until)"
-        " VALUES (?, ?, ?, ?, 'queued', ?, ?, ?, 0.0, 0.0, 0, 0, 0, 0, '', ?, ?, ?, ?, ?, '', 0.0)",
+        " VALUES (?, ?, ?, ?, 'queued', ?, ?, ?, 0.0, 0.0, 0, 0, 0, 0, 0, '', ?, ?, ?, ?, ?, '', 0.0)",
         id,
         new.function,
         new.qualifier,
@@ -680,16 +712,17 @@ def _fingerprint(new: NewJob) -> str:
     return hashlib.sha256(msgspec.msgpack.encode(seen)).hexdigest()
 
 
-def _claim(session: Session, holder: str, n_free: int, running: Mapping[str, int], lease_s: float) -> Claims:
+def _claim(session: Session, holder: str, n_free: int, running: Mapping[Run, str], lease_s: float) -> Claims:
     now = session.now()
     late = session.execute(
-        "SELECT id FROM jobs WHERE state = 'running' AND lease_until <= ? AND holder <> ?"
-        f" ORDER BY id LIMIT {MAX_SWEPT}{session.skip_locked}",
+        "SELECT id, n_attempts, holder FROM jobs WHERE state = 'running' AND lease_until <= ?"
+        f" ORDER BY id LIMIT {MAX_SWEPT + len(running)}{session.skip_locked}",
         now,
-        holder,
     )
-    for (id,) in late:
-        _lose(session, _get(session, id), "its host was not heard of any more")
+    for id, number, whose in late:
+        # One of ours that we know nothing of was claimed by a transaction whose end we did not hear.
+        if whose != holder or (id, number) not in running:
+            _lose(session, _get(session, id), "its host was not heard of any more")
     old = session.execute(
         f"SELECT {_COLUMNS} FROM jobs WHERE state = 'queued' AND expires_at <= ?"
         f" ORDER BY expires_at LIMIT {MAX_SWEPT}{session.skip_locked}",
@@ -709,7 +742,8 @@ def _claim(session: Session, holder: str, n_free: int, running: Mapping[str, int
         " FROM f WHERE f.function IS NOT NULL"
     )
     again = [at for _, at in waiting if at > now]
-    fewest = [(running.get(function, 0), at, function) for function, at in waiting if at <= now]
+    n_running = Counter(running.values())
+    fewest = [(n_running[function], at, function) for function, at in waiting if at <= now]
     heapq.heapify(fewest)
     claimed: list[Claimed] = []
     while fewest and n_free > 0:
@@ -726,7 +760,7 @@ def _claim(session: Session, holder: str, n_free: int, running: Mapping[str, int
             now,
         )
         if not rows:
-            if n == running.get(function, 0):  # not even one: another host has them just now
+            if n == n_running[function]:  # not even one: another host has them just now
                 again.append(now + CONTENDED_S)
             continue
         job = _from_row(rows[0])
@@ -741,7 +775,14 @@ def _claim(session: Session, holder: str, n_free: int, running: Mapping[str, int
         claimed.append(Claimed(job, msgspec.msgpack.decode(packed, type=JobRequest)))
         n_free -= 1
         heapq.heappush(fewest, (n + 1, at, function))
-    ((leased,),) = session.execute("SELECT MIN(lease_until) FROM jobs WHERE state = 'running' AND holder <> ?", holder)
+    known = {*running, *((one.job.id, one.job.n_attempts) for one in claimed)}
+    again += [
+        until
+        for id, number, whose, until in session.execute(
+            "SELECT id, n_attempts, holder, lease_until FROM jobs WHERE state = 'running'"
+        )
+        if whose != holder or (id, number) not in known
+    ]
     ((expiring,),) = session.execute("SELECT MIN(expires_at) FROM jobs WHERE state = 'queued'")
     if claimed:  # others of these functions may be due later than what was their first
         again += [
@@ -752,7 +793,8 @@ def _claim(session: Session, holder: str, n_free: int, running: Mapping[str, int
             )
             if at is not None
         ]
-    again += [at for at in (leased, expiring) if at is not None]
+    if expiring is not None:
+        again.append(expiring)
     return Claims(tuple(claimed), max(CONTENDED_S, min(again) - now) if again else None)
 
 
@@ -766,16 +808,30 @@ def _get(session: Session, id: str, *, locked: bool = False) -> Job:
     return _from_row(rows[0])
 
 
-def _result(session: Session, id: str) -> JobResult | None:
-    rows = session.execute("SELECT result FROM job_results WHERE job = ?", id)
-    return msgspec.msgpack.decode(rows[0][0], type=JobResult) if rows else None
+def _attempts(session: Session, id: str) -> tuple[Attempt, ...]:
+    rows = session.execute(
+        "SELECT number, began_at, ended_at, version, outcome, status, reason FROM job_attempts WHERE job = ?"
+        " ORDER BY number",
+        id,
+    )
+    return tuple(Attempt(*row) for row in rows)
+
+
+def _result(session: Session, id: str, *, with_body: bool) -> JobResult | None:
+    rows = session.execute(f"SELECT head{', body' if with_body else ''} FROM job_results WHERE job = ?", id)
+    if not rows:
+        return None
+    head = msgspec.msgpack.decode(rows[0][0], type=JobResult)
+    return msgspec.structs.replace(head, body=rows[0][1]) if with_body else head
 
 
 def _keep_result(session: Session, id: str, result: JobResult) -> None:
     session.execute(
-        "INSERT INTO job_results (job, result) VALUES (?, ?) ON CONFLICT (job) DO UPDATE SET result = excluded.result",
+        "INSERT INTO job_results (job, head, body) VALUES (?, ?, ?)"
+        " ON CONFLICT (job) DO UPDATE SET head = excluded.head, body = excluded.body",
         id,
-        msgspec.msgpack.encode(result),
+        msgspec.msgpack.encode(msgspec.structs.replace(result, body=b"")),
+        result.body,
     )
 
 
@@ -805,7 +861,7 @@ def _ended(session: Session, holder: str, run: Job, attempt: Attempt) -> bool:
         run.id,
         run.n_attempts,
     )
-    session.execute("UPDATE jobs SET n_counted = n_counted + 1 WHERE id = ?", run.id)
+    session.execute("UPDATE jobs SET n_counted = n_counted + 1, n_postponed = 0 WHERE id = ?", run.id)
     return True
 
 
@@ -852,24 +908,61 @@ def _finish(session: Session, job: Job, state: JobState, status: int, reason: st
     )
     if state is JobState.SUCCEEDED:
         session.execute("DELETE FROM job_requests WHERE job = ?", job.id)  # nothing will run it any more
-    if job.callback:
+    _call_back(session, job)
+
+
+def _call_back(session: Session, job: Job) -> None:
+    """Have word of a job that is finished be sent, if somebody wants it."""
+    if not job.callback:
+        return
+    now = session.now()
+    session.execute(
+        "INSERT INTO job_callbacks (job, url, state, due_at, expires_at, n_tries, reason)"
+        " VALUES (?, ?, 'waiting', ?, ?, 0, '') ON CONFLICT (job) DO UPDATE SET state = 'waiting',"
+        " due_at = excluded.due_at, expires_at = excluded.expires_at, n_tries = 0, reason = ''",
+        job.id,
+        job.callback,
+        now,
+        now + job.policy.max_age_s,
+    )
+    session.notify(CALLBACKS)
+
+
+def _cancel_some(session: Session, function: str) -> int:
+    """End some jobs of *function* that are not finished; return how many, 0 if there are none."""
+    now, reason = session.now(), "the function was removed"
+    rows = session.execute(
+        "UPDATE jobs SET state = 'cancelled', holder = '', lease_until = 0.0, finished_at = ?, status = 0, reason = ?"
+        " WHERE id IN (SELECT id FROM jobs WHERE state IN ('queued', 'running') AND function = ?"
+        f" LIMIT {MAX_SWEPT}) AND state IN ('queued', 'running') RETURNING {_COLUMNS}",
+        now,
+        reason,
+        function,
+    )
+    kept: dict[float, list[str]] = {}
+    for job in map(_from_row, rows):
+        kept.setdefault(job.policy.keep_s, []).append(job.id)
+        _call_back(session, job)
+    for keep_s, ids in kept.items():
+        these = _marks(ids)
+        session.execute(f"UPDATE jobs SET keep_until = ? WHERE id IN ({these})", now + keep_s, *ids)
         session.execute(
-            "INSERT INTO job_callbacks (job, url, state, due_at, expires_at, lease_until, n_tries, reason)"
-            " VALUES (?, ?, 'waiting', ?, ?, 0.0, 0, '') ON CONFLICT (job) DO UPDATE SET state = 'waiting',"
-            " due_at = excluded.due_at, expires_at = excluded.expires_at, lease_until = 0.0, n_tries = 0, reason = ''",
-            job.id,
-            job.callback,
+            f"UPDATE job_attempts SET ended_at = ?, outcome = 'cancelled', reason = ? WHERE job IN ({these})"
+            " AND ended_at = 0.0",
             now,
-            now + job.policy.max_age_s,
+            reason,
+            *ids,
         )
-    session.notify(QUEUED)
+    if rows:
+        session.notify(ENDED)
+    return len(rows)
 
 
 def _redrive(session: Session, job: Job) -> None:
     now = session.now()
     session.execute(
         "UPDATE jobs SET state = 'queued', due_at = ?, expires_at = ?, finished_at = 0.0, keep_until = 0.0,"
-        " n_counted = 0, n_lost = 0, status = 0, reason = '' WHERE id = ?",
+        " n_counted = 0, n_lost = 0, n_postponed = 0, status = 0, reason = '' WHERE id = ?",
         now,
         now + job.policy.max_age_s,
         job.id,
@@ -879,11 +972,20 @@ def _redrive(session: Session, job: Job) -> None:
     session.notify(QUEUED)
 
 
-def _forget(session: Session, ids: Iterable[str]) -> None:
-    for id in ids:
-        for table in ("job_requests", "job_results", "job_attempts", "job_callbacks"):
-            session.execute(f"DELETE FROM {table} WHERE job = ?", id)
-        session.execute("DELETE FROM jobs WHERE id = ?", id)
+def _forget(session: Session, ids: Sequence[str]) -> None:
+    """Forget jobs, ``MAX_SWEPT`` at most; their keys are left to ``sweep``."""
+    if not ids:
+        return
+    these = _marks(ids)
+    for table in ("job_requests", "job_results", "job_attempts", "job_callbacks"):
+        session.execute(f"DELETE FROM {table} WHERE job IN ({these})", *ids)
+    session.execute(f"UPDATE job_keys SET forgotten = 1 WHERE job IN ({these})", *ids)
+    session.execute(f"DELETE FROM jobs WHERE id IN ({these})", *ids)
+
+
+def _marks(values: Sequence[str]) -> str:
+    """Return a place in a statement for each of *values*."""
+    return ", ".join("?" * len(values))
 
 
 def _matching(function: str, states: frozenset[JobState]) -> tuple[str, list[Any]]:
@@ -907,7 +1009,7 @@ def _matching(function: str, states: frozenset[JobState]) -> tuple[str, list[Any
 
 def _from_row(row: Row) -> Job:
     fields = list(row)
-    fields[4], fields[15] = JobState(row[4]), msgspec.json.decode(row[15], type=Async)
+    fields[4], fields[16] = JobState(row[4]), msgspec.json.decode(row[16], type=Async)
     job = Job(*fields)
     if job.state is JobState.QUEUED and job.n_attempts:
         return msgspec.structs.replace(job, state=JobState.RETRYING)

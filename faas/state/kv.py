@@ -266,16 +266,7 @@ class KvStore:
 
     async def drop(self, store: str, actor: str = "") -> int:
         """Remove everything that *store* holds; return how many keys that were. Grants stay."""
-
-        def write(session: Session) -> int:
-            _lock(session, store)
-            n_keys = session.changed("DELETE FROM kv WHERE store = ?", store)
-            # The row stays: its revision must not begin again.
-            session.execute("UPDATE kv_stores SET keys = 0, bytes = 0 WHERE store = ?", store)
-            note(session, actor, "kv.drop", store, keys=n_keys)
-            return n_keys
-
-        return await self._database.run(write)
+        return await self._database.run(lambda session: _drop(session, store, actor))
 
     async def grants(self) -> tuple[Grant, ...]:
         """Return every grant, by store and function."""
@@ -322,26 +313,30 @@ class KvStore:
 
         await self._database.run(write)
 
-    async def forget_function(self, function: str, *, purge: bool, actor: str = "") -> None:
-        """
-        Forget what *function*, which is removed, was granted; with *purge* its own store and grants of it, too.
 
-        Without *purge* those stay: another function of that name goes on with them.
-        """
+def forget_function(session: Session, function: str, *, purge: bool, actor: str) -> None:
+    """
+    Forget what *function*, which is removed, was granted; with *purge* its own store and grants of it, too.
 
-        def write(session: Session) -> None:
-            n_grants = session.changed("DELETE FROM kv_grants WHERE function = ?", function)
-            if purge:
-                n_grants += session.changed("DELETE FROM kv_grants WHERE store = ?", function)
-                _lock(session, function)
-                n_keys = session.changed("DELETE FROM kv WHERE store = ?", function)
-                session.execute("UPDATE kv_stores SET keys = 0, bytes = 0 WHERE store = ?", function)
-                if n_keys:
-                    note(session, actor, "kv.drop", function, keys=n_keys)
-            if n_grants:
-                session.notify(CHANGED)
+    Without *purge* those stay: another function of that name goes on with them.
+    """
+    n_grants = session.changed("DELETE FROM kv_grants WHERE function = ?", function)
+    if purge:
+        n_grants += session.changed("DELETE FROM kv_grants WHERE store = ?", function)
+        _drop(session, function, actor)
+    if n_grants:
+        session.notify(CHANGED)
 
-        await self._database.run(write)
+
+def _drop(session: Session, store: str, actor: str) -> int:
+    """Remove everything that *store* holds; return how many keys that were."""
+    _lock(session, store)
+    n_keys = session.changed("DELETE FROM kv WHERE store = ?", store)
+    # The row stays: its revision must not begin again.
+    session.execute("UPDATE kv_stores SET keys = 0, bytes = 0 WHERE store = ?", store)
+    if n_keys:
+        note(session, actor, "kv.drop", store, keys=n_keys)
+    return n_keys
 
 
 def _lock_of(store: str) -> str:

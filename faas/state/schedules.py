@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from faas.errors import ConcurrencyLimitError, ScheduleNotFoundError
+from faas.errors import IdempotencyConflictError, ScheduleNotFoundError
 from faas.invocation import LIVE
 from faas.manifest import Manifest, Schedule
 from faas.state.database import Database, Row, Session
@@ -228,7 +228,7 @@ def _enqueue(
             continue
         try:
             one = add_job(session, job)
-        except ConcurrencyLimitError:  # it would wait behind far too many
+        except IdempotencyConflictError:  # the clock was set back, and another version had this time before
             n_skipped += 1
             continue
         queued.append(one)

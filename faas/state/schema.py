@@ -118,11 +118,6 @@ MIGRATIONS = (
         content BLOB NOT NULL,
         PRIMARY KEY (digest, number)
     ) STRICT;
-    CREATE TABLE leases (                           -- what one of several hosts does for all
-        name   TEXT PRIMARY KEY,
-        holder TEXT NOT NULL,
-        until  REAL NOT NULL
-    ) STRICT;
     CREATE TABLE tokens (                           -- of the admin API
         name     TEXT PRIMARY KEY,
         sha256   TEXT NOT NULL UNIQUE,
@@ -147,6 +142,7 @@ MIGRATIONS = (
         PRIMARY KEY (store, key)
     ) STRICT;
     CREATE INDEX kv_expiring ON kv (expires_at) WHERE expires_at IS NOT NULL;
+    CREATE INDEX kv_expiring_in ON kv (store, expires_at) WHERE expires_at IS NOT NULL;
     CREATE TABLE kv_stores (                        -- what each of them holds; a row stays when its keys go
         store    TEXT PRIMARY KEY,
         keys     INTEGER NOT NULL,
@@ -191,6 +187,7 @@ MIGRATIONS = (
         n_attempts  INTEGER NOT NULL,
         n_counted   INTEGER NOT NULL,
         n_lost      INTEGER NOT NULL,
+        n_postponed INTEGER NOT NULL,               -- in a row: the guest never began
         status      INTEGER NOT NULL,
         reason      TEXT NOT NULL,
         policy      TEXT NOT NULL,                  -- JSON
@@ -210,8 +207,9 @@ MIGRATIONS = (
         request BLOB NOT NULL                       -- msgpack
     ) STRICT;
     CREATE TABLE job_results (
-        job    TEXT PRIMARY KEY,
-        result BLOB NOT NULL                        -- msgpack
+        job  TEXT PRIMARY KEY,
+        head BLOB NOT NULL,                         -- msgpack
+        body BLOB NOT NULL
     ) STRICT;
     CREATE TABLE job_attempts (
         job      TEXT NOT NULL,
@@ -230,16 +228,17 @@ MIGRATIONS = (
         fingerprint TEXT NOT NULL,
         job         TEXT NOT NULL,
         until       REAL NOT NULL,
+        forgotten   INTEGER NOT NULL,               -- 1: the job is not kept any more
         PRIMARY KEY (function, key)
     ) STRICT;
-    CREATE INDEX job_keys_kept ON job_keys (until);
+    CREATE INDEX job_keys_kept ON job_keys (forgotten, until);
+    CREATE INDEX job_keys_of ON job_keys (job);
     CREATE TABLE job_callbacks (                    -- word of finished jobs
         job         TEXT PRIMARY KEY,
         url         TEXT NOT NULL,
         state       TEXT NOT NULL,
-        due_at      REAL NOT NULL,
+        due_at      REAL NOT NULL,                  -- while it is being sent: when it is taken for lost
         expires_at  REAL NOT NULL,
-        lease_until REAL NOT NULL,
         n_tries     INTEGER NOT NULL,
         reason      TEXT NOT NULL
     ) STRICT;

@@ -60,8 +60,7 @@ class SettingStore:
 
     async def secrets(self) -> tuple[SecretEntry, ...]:
         """Return every secret, sealed, by function and name."""
-        rows = await self._database.run(_secrets)
-        return rows
+        return await self._database.run(_secrets)
 
     async def set_config(self, function: str, values: Mapping[str, str], actor: str = "") -> None:
         """
@@ -164,20 +163,17 @@ class SettingStore:
 
         await self._database.run(write)
 
-    async def forget_function(self, function: str, actor: str = "") -> None:
-        """Forget all that is set for *function*, which is removed."""
 
-        def write(session: Session) -> None:
-            session.lock(_LOCK)
-            n_gone = sum(
-                session.changed(f"DELETE FROM {table} WHERE function = ?", function)
-                for table in ("config_values", "secrets")
-            )
-            if n_gone:
-                note(session, actor, "settings.forget", function, n=n_gone)
-                session.notify(CHANGED)
-
-        await self._database.run(write)
+def forget_function(session: Session, function: str, *, purge: bool, actor: str) -> None:
+    """Forget all that is set for *function*, which is removed, also without *purge*."""
+    del purge
+    session.lock(_LOCK)
+    n_gone = sum(
+        session.changed(f"DELETE FROM {table} WHERE function = ?", function) for table in ("config_values", "secrets")
+    )
+    if n_gone:
+        note(session, actor, "settings.forget", function, n=n_gone)
+        session.notify(CHANGED)
 
 
 def _secrets(session: Session) -> tuple[SecretEntry, ...]:

@@ -7,6 +7,7 @@ from typing import Final
 
 from faas.clock import Clock
 from faas.errors import ConfigError
+from faas.state import access, kv, settings
 from faas.state.access import AccessStore
 from faas.state.audit import AuditStore
 from faas.state.blobs import BlobStore
@@ -14,7 +15,6 @@ from faas.state.database import Database
 from faas.state.functions import FunctionStore
 from faas.state.jobs import JobStore
 from faas.state.kv import KvStore
-from faas.state.leases import LeaseStore
 from faas.state.models import ModelStore
 from faas.state.postgresql import PostgresDatabase
 from faas.state.schedules import ScheduleStore
@@ -39,10 +39,10 @@ class State:
         self.kv = KvStore(database)
         self.settings = SettingStore(database)
         self.blobs = BlobStore(database)
-        self.leases = LeaseStore(database)
         self.jobs = JobStore(database)
         self.schedules = ScheduleStore(database)
         self.models = ModelStore(local)
+        self.functions.removals += (access.forget_function, kv.forget_function, settings.forget_function)
 
     @property
     def shared(self) -> bool:

@@ -25,10 +25,67 @@ def find_postgres() -> Path | None:
     return next((folder for folder in folders if (folder / "initdb").exists()), None)
 
 
+class PostgresServer:
+    """A server with its files in a folder, and an empty database on it; lives while ``running_postgres`` does."""
+
+    def __init__(self, folder: Path, home: str, *, durable: bool) -> None:
+        """Use ``running_postgres``."""
+        self.url = f"postgresql://faas@/faas?host={home}"
+        self._folder = folder
+        self._home = home
+        self._user: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            account = next(pwd.getpwnam(name) for name in _USERS if _known(name))
+            os.chown(home, account.pw_uid, account.pw_gid)
+            self._user = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+        self._options = f"-c listen_addresses= -c unix_socket_directories={home} -c max_connections=200"
+        if not durable:
+            self._options += " -c fsync=off -c full_page_writes=off"
+
+    def make(self) -> None:
+        """Make the files, start, and make the database."""
+        self._run("initdb", "-D", f"{self._home}/data", "-U", "faas", "-A", "trust", "-E", "UTF8", "--no-sync")
+        self.start()
+        self._run("createdb", "-h", self._home, "-U", "faas", "faas")
+
+    def start(self) -> None:
+        """Start it; it answers when this returns."""
+        self._control("-l", f"{self._home}/log", "-o", self._options, "start")
+
+    def stop(self) -> None:
+        """Stop it, as by a kill; what was committed is there when it is started again."""
+        self._control("-m", "immediate", "stop")
+
+    def _control(self, *arguments: str) -> None:
+        self._run("pg_ctl", "-D", f"{self._home}/data", "-w", "-t", "30", *arguments)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        done = subprocess.run(
+            (f"{self._folder}/{program}", *arguments),
+            cwd=self._home,
+            env={**os.environ, "LC_ALL": "C.UTF-8", "HOME": self._home},
+            capture_output=True,
+            text=True,
+            check=False,
+            **self._user,
+        )
+        if done.returncode:
+            log = Path(self._home) / "log"
+            said = log.read_text() if log.exists() else ""
+            raise RuntimeError(f"{program} failed: {done.stdout}{done.stderr}{said}")
+
+
 @contextmanager
 def postgres_server(*, durable: bool = False) -> Iterator[str]:
+    """Run a server until the block is left; the value is the URL of an empty database on it."""
+    with running_postgres(durable=durable) as server:
+        yield server.url
+
+
+@contextmanager
+def running_postgres(*, durable: bool = False) -> Iterator[PostgresServer]:
     """
-    Run a server until the block is left; the value is the URL of an empty database on it.
+    Run a server, which may be stopped and started meanwhile, until the block is left.
 
     Args: *durable* has it sync its files: only needed where the machine itself may fail.
     Raises: RuntimeError if there is no PostgreSQL, or it does not start.
@@ -37,31 +94,12 @@ def postgres_server(*, durable: bool = False) -> Iterator[str]:
     if folder is None:
         raise RuntimeError("there is no PostgreSQL on this machine; 'apt-get install postgresql' brings it")
     with tempfile.TemporaryDirectory(prefix="faas-pg-", ignore_cleanup_errors=True) as home:
-        user: dict[str, Any] = {}
-        if os.geteuid() == 0:
-            account = next(pwd.getpwnam(name) for name in _USERS if _known(name))
-            os.chown(home, account.pw_uid, account.pw_gid)
-            user = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-        environ = {**os.environ, "LC_ALL": "C.UTF-8", "HOME": home}
-
-        def run(*command: str) -> None:
-            done = subprocess.run(command, cwd=home, env=environ, capture_output=True, text=True, check=False, **user)
-            if done.returncode:
-                log = Path(home) / "log"
-                said = log.read_text() if log.exists() else ""
-                raise RuntimeError(f"{Path(command[0]).name} failed: {done.stdout}{done.stderr}{said}")
-
-        at = f"{home}/data"
-        run(f"{folder}/initdb", "-D", at, "-U", "faas", "-A", "trust", "-E", "UTF8", "--no-sync")
-        options = f"-c listen_addresses= -c unix_socket_directories={home} -c max_connections=200"
-        if not durable:
-            options += " -c fsync=off -c full_page_writes=off"
-        run(f"{folder}/pg_ctl", "-D", at, "-w", "-t", "30", "-l", f"{home}/log", "-o", options, "start")
+        server = PostgresServer(folder, home, durable=durable)
+        server.make()
         try:
-            run(f"{folder}/createdb", "-h", home, "-U", "faas", "faas")
-            yield f"postgresql://faas@/faas?host={home}"
+            yield server
         finally:
-            run(f"{folder}/pg_ctl", "-D", at, "-w", "-t", "30", "-m", "immediate", "stop")
+            server.stop()
 
 
 def _known(name: str) -> bool:

@@ -22,11 +22,18 @@ _logger = logging.getLogger(__name__)
 
 
 class Ask(msgspec.Struct, frozen=True, tag="ask"):
-    """Answered by exactly one ``Answer`` with the same ``id``, unless it is cancelled; each end counts its own ids."""
+    """
+    Answered by exactly one ``Answer`` with the same ``id``, unless it is cancelled; each end counts its own ids.
+
+    Neither shows what it carries: that may be a secret, or somebody's data.
+    """
 
     id: int
     operation: str
     arguments: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Ask(id={self.id}, operation={self.operation!r}, arguments={sorted(self.arguments)})"
 
 
 class Answer(msgspec.Struct, frozen=True, tag="answer"):
@@ -35,6 +42,9 @@ class Answer(msgspec.Struct, frozen=True, tag="answer"):
     id: int
     value: Any = None
     problem: dict[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"Answer(id={self.id}, problem={self.problem and self.problem.get('code')!r})"
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):

@@ -310,6 +310,20 @@ def test_secret_reaches_a_guest_by_name_if_its_manifest_grants_it(host: Host) ->
     assert ask(host, "it-secret", "config", "TOKEN").status == 404
 
 
+def test_version_that_no_alias_names_has_its_secrets_and_config_values_while_it_is_invoked(host: Host) -> None:
+    deploy(host, "it-visit", secrets=["TOKEN"])
+    deploy(host, "it-visit")
+    admin(host, "PUT", "/api/functions/it-visit/secrets/TOKEN", {"value": "geheim"})
+    visit = {"qualifier": "1", "target": "/it-visit?config&TOKEN"}
+    for mode in ("a", "b"):
+        reply = admin(host, "POST", "/api/functions/it-visit/invoke", visit).json()
+        assert (reply["version"], base64.b64decode(reply["body"])) == (1, b"geheim")
+        admin(host, "PATCH", "/api/functions/it-visit/config", {"values": {"MODE": mode}})
+        seen = admin(host, "POST", "/api/functions/it-visit/invoke", {**visit, "target": "/it-visit?config&MODE"})
+        assert base64.b64decode(seen.json()["body"]) == mode.encode()
+    assert ask(host, "it-visit", "config", "TOKEN").status == 404
+
+
 def forms(secret: str) -> list[bytes]:
     """Return *secret* as it might be written down somewhere."""
     raw = secret.encode()

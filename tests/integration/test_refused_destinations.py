@@ -1,4 +1,4 @@
-"""What lies on this side of the network is out of reach for functions, modules and components, and their logs say why."""
+"""What lies on this side of the network is out of reach for modules and components, and their logs say why."""
 
 from __future__ import annotations
 

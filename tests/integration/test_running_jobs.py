@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import http.client
 import json
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from hosting import Host, MakeHost, Reply, until, wasm
 
 ASYNC = {"Prefer": "respond-async"}
 SECRET = "webhook-secret"
+ROOT = Path(__file__).parents[2]
 
 
 def submit(host: Host, path: str, body: bytes = b"", **headers: str) -> str:
@@ -126,6 +129,21 @@ def test_function_with_invoke_keys_takes_jobs_of_those_who_have_one(host: Host) 
     assert made["key"] not in host.get(ended(host, job)["result_url"]).text
 
 
+def test_guest_queues_a_job_for_another_function_once_by_its_key(host: Host) -> None:
+    host.deploy("callee", wasm("env"), {"routes": ["/callee", "/x"]})
+    program = (ROOT / "functions" / "services" / "services-c.wasm").read_bytes()
+    granted = {"calls": ["callee"], "kv": ["default"], "secrets": ["KEY"], "outbound": ["https://a.test"]}
+    host.deploy("asker", program, {"routes": ["/asker"], "capabilities": granted})
+    reply = host.get("/asker")
+    assert reply.status == 200, reply.body
+    jobs = [line.removeprefix("job: ") for line in reply.text.splitlines() if line.startswith("job: ")]
+    assert len(jobs) == 2
+    assert len(set(jobs)) == 1
+    found = ended(host, jobs[0])
+    assert (found["source"], found["function"], found["target"]) == ("function:asker", "callee", "/x")
+    assert f"HTTP_X_FAAS_JOB={jobs[0]}\n" in host.get(found["result_url"]).text
+
+
 def test_jobs_of_a_removed_function_are_cancelled(host: Host) -> None:
     host.deploy("going", wasm("sleeper"), {"routes": ["/going"]})
     job = submit(host, "/going?20000")
@@ -229,6 +247,36 @@ def test_forged_delivery_never_reaches_the_guest(hooked: Host, path: str) -> Non
         assert "X-Faas-Function" not in reply.headers
 
 
+def test_delivery_that_is_not_signed_is_refused_before_its_body(hooked: Host) -> None:
+    client = http.client.HTTPConnection("127.0.0.1", hooked.port, timeout=10)
+    client.putrequest("POST", "/hooked/now")
+    client.putheader("Content-Length", "1000000")
+    client.endheaders()
+    assert client.getresponse().status == 401
+    client.close()
+
+
+def test_older_versions_and_versions_by_number_are_no_way_around_the_check(host: Host) -> None:
+    name = "hooked-later"
+    path = f"/{name}/now"
+    for more in ({}, {"webhooks": [{"path": path, "secret": "HOOK"}]}):
+        host.deploy(name, wasm("echo-stdin"), {"routes": [f"/{name}/*"], **more})
+    assert host.admin("PUT", f"/api/functions/{name}/aliases/old", b'{"weights": {"1": 100}}').status == 200
+    secret = json.dumps({"value": SECRET}).encode()
+    assert host.admin("PUT", f"/api/functions/{name}/secrets/HOOK", secret).status < 300
+    old = {"X-Faas-Alias": "old"}
+    assert host.request("POST", f"/{name}/else", b"open", old).headers["X-Faas-Version"] == "1"
+    for headers in ({}, old, {**old, **ASYNC}):
+        assert host.request("POST", path, b"forged", headers).code == "signature-invalid"
+    mac = hmac.new(SECRET.encode(), b"x", hashlib.sha256).hexdigest()
+    signed = host.request("POST", path, b"x", {**old, "X-Hub-Signature-256": f"sha256={mac}"})
+    assert (signed.status, signed.headers["X-Faas-Version"]) == (200, "1")
+    for version in ("1", "2"):
+        asked = {"qualifier": version, "method": "POST", "target": path, "headers": [], "body": ""}
+        reply = host.admin("POST", f"/api/functions/{name}/invoke", json.dumps(asked).encode())
+        assert reply.code == "call-denied", reply.body
+
+
 def test_no_function_can_redirect_to_a_webhook(hooked: Host) -> None:
     name = hooked.serves("cgi")
     assert hooked.get(f"/{name}?location=/hooked/now").code == "signature-invalid"
@@ -250,6 +298,32 @@ def test_async_delivery_is_one_job_however_often_it_comes(hooked: Host) -> None:
     found = ended(hooked, first.json()["job"])
     assert (found["source"], found["state"], found["target"]) == ("webhook", "succeeded", "/hooked/later")
     assert hooked.get(found["result_url"]).body == b"job"
+
+
+def test_job_of_a_delivery_has_its_headers_and_none_that_only_the_host_sets(host: Host) -> None:
+    hook = {"path": "/delivered", "secret": "HOOK", "async": True}
+    host.deploy("delivered", wasm("env"), {"routes": ["POST /delivered"], "webhooks": [hook]})
+    assert (
+        host.admin("PUT", "/api/functions/delivered/secrets/HOOK", json.dumps({"value": SECRET}).encode()).status < 300
+    )
+    body = b'{"action": "opened"}'
+    mac = hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
+    event = {"X-GitHub-Event": "pull_request", "X-GitHub-Delivery": "guid-h", "Content-Type": "application/json"}
+    forged = {"X-Faas-Schedule": "nightly", "X-Faas-Attempt": "7", "X-Faas-Job": "mine"}
+    reply = host.request("POST", "/delivered", body, {**event, **forged, "X-Hub-Signature-256": f"sha256={mac}"})
+    job = reply.json()["job"]
+    assert (reply.status, reply.headers["Location"]) == (202, f"/_faas/jobs/{job}")
+    seen = host.get(ended(host, job)["result_url"]).text.splitlines()
+    for line in (
+        "HTTP_X_GITHUB_EVENT=pull_request",
+        "HTTP_X_GITHUB_DELIVERY=guid-h",
+        "CONTENT_TYPE=application/json",
+        f"CONTENT_LENGTH={len(body)}",
+        f"HTTP_X_FAAS_JOB={job}",
+        "HTTP_X_FAAS_ATTEMPT=1",
+    ):
+        assert line in seen
+    assert not [line for line in seen if "SCHEDULE" in line or line.endswith(("=7", "=mine"))]
 
 
 def test_delivery_whose_guest_failed_may_come_again_and_a_served_one_not_even_after_kill_9(make_host: MakeHost) -> None:

@@ -101,14 +101,15 @@ def test_a_client_that_goes_away_cancels_its_guest(secure: Host) -> None:
 
 
 @pytest.mark.parametrize("port", ["port", "admin_port"])
-def test_plain_http_is_hung_up_on_and_not_answered(secure: Host, port: str) -> None:
+def test_plain_http_is_told_to_come_with_tls(secure: Host, port: str) -> None:
     before = secure.stderr_path.read_text()
     with socket.create_connection(("127.0.0.1", getattr(secure, port)), timeout=20) as raw:
         raw.sendall(b"GET /_faas/health HTTP/1.1\r\nHost: h\r\n\r\n")
         answer = b""
         with contextlib.suppress(ConnectionError):
             answer = b"".join(iter(lambda: raw.recv(65536), b""))
-    assert b"HTTP/" not in answer
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"this port speaks TLS" in answer
     assert secure.get("/_faas/health").status == secure.admin("GET", "/api/status").status == 200
     assert secure.stderr_path.read_text() == before
 

@@ -95,6 +95,20 @@ def test_one_rollback_takes_all_requests_back(host: Host) -> None:
     ]
 
 
+def test_numbers_that_no_version_can_have_are_refused(host: Host) -> None:
+    deploy(host, HELLO)
+    huge = 10**30
+    for method, path, document in (
+        ("POST", "rollback", {"to": huge}),
+        ("POST", "canary", {"version": huge}),
+        ("PUT", "aliases/live", {"weights": {str(huge): 100}}),
+        ("PUT", "aliases/live", {"weights": {"0": 100}}),
+    ):
+        reply = host.admin(method, f"/api/functions/f/{path}", json.dumps(document).encode())
+        assert (reply.status, reply.code) == (400, "bad-request"), reply.text
+    assert host.admin("POST", "/api/functions/f/invoke", json.dumps({"qualifier": "9" * 40}).encode()).status == 404
+
+
 def test_a_failing_canary_goes_back_to_nothing_by_itself(host: Host) -> None:
     deploy(host, HELLO)
     plan = {"steps": [50], "interval_s": 600, "min_requests": 10}
@@ -122,3 +136,22 @@ def test_a_version_that_no_alias_names_is_invoked_by_its_number_on_the_admin_sid
     assert unknown.code == "version-not-found"
     unknown = host.admin("POST", "/api/functions/f/invoke", b'{"qualifier": "nope"}')
     assert unknown.code == "alias-not-found"
+
+
+def test_a_canary_that_fails_on_another_host_than_began_it_goes_back_on_both(
+    make_host: MakeHost, postgres_url: str
+) -> None:
+    one, two = (make_host(state=postgres_url, workers=1).start() for _ in range(2))
+    deploy(one, HELLO)
+    until(lambda: two.get("/f").status == 200, what="the other host serves the function")
+    deploy(one, CGI, "?canary=" + json.dumps({"steps": [50], "interval_s": 600, "min_requests": 10}).replace(" ", ""))
+    until(lambda: set(versions(two, 10)) == {1, 2}, what="the other host serves both versions")
+
+    def ended() -> bool:
+        two.get("/f?status=500+no")
+        return bool(ask(two, "GET", "/api/functions/f/canary")["canary"]["phase"] != "running")
+
+    until(ended, what="the canary ended")
+    for host in (one, two):
+        until(lambda host=host: set(versions(host, 10)) == {1}, what="all requests are back")
+        host.stop()

@@ -29,6 +29,8 @@ MaxP99 = Annotated[
 ]
 MinRequests = Annotated[int, typer.Option(metavar="N", min=1, help="So many before a step is judged good.")]
 
+DEFAULT_STEPS = ",".join(f"{step:g}" for step in CanaryPlan().steps)
+
 
 def plan_of(steps: str, interval: str, max_error_rate: str, max_p99: str, min_requests: int) -> CanaryPlan:
     """Return the plan that the options say; a usage error (exit code 2) if one can't be read."""
@@ -51,7 +53,7 @@ def start(
     version: Annotated[int, typer.Argument(metavar="V", min=1, help="The version to try.", show_default=False)],
     *,
     alias: Alias = "live",
-    steps: Steps = "1,10,50,100",
+    steps: Steps = DEFAULT_STEPS,
     interval: Interval = "30s",
     max_error_rate: MaxErrorRate = "5%",
     max_p99: MaxP99 = "",

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from faas.cli.client import AdminClient, environ, find_host
+from faas.cli.commands.traffic import call
 from faas.cli.options import AdminUrl, Home, Json, Name, pairs, segment
 from faas.cli.output import ago, print_json, print_table, visible
 
@@ -21,7 +22,7 @@ config = typer.Typer(
 @config.command("list")
 def list_(name: Name, home: Home = None, admin_url: AdminUrl = None, json: Json = False) -> None:
     """List the config values of a function."""
-    found = asyncio.run(_get(f"/api/functions/{segment(name)}/config", home, admin_url))["values"]
+    found = asyncio.run(call("GET", f"/api/functions/{segment(name)}/config", None, home, admin_url))["values"]
     if json:
         print_json(found)
     elif found:
@@ -55,11 +56,6 @@ def unset(
     path = f"/api/functions/{segment(name)}/config"
     asyncio.run(_unset(path, keys, home, admin_url))
     print(f"{', '.join(keys)} of {name} {'is' if len(keys) == 1 else 'are'} unset")
-
-
-async def _get(path: str, home: Home, admin_url: AdminUrl) -> Any:
-    async with AdminClient(find_host(home, admin_url, environ())) as client:
-        return await client.get(path)
 
 
 async def _set(path: str, document: Any, home: Home, admin_url: AdminUrl) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from faas.cli.client import Access, AdminClient, environ, find_host
-from faas.cli.commands.canary import Interval, MaxErrorRate, MaxP99, MinRequests, Steps, plan_of
+from faas.cli.commands.canary import DEFAULT_STEPS, Interval, MaxErrorRate, MaxP99, MinRequests, Steps, plan_of
 from faas.cli.commands.traffic import Sticky
 from faas.cli.options import AdminUrl, Home, Json, pairs
 from faas.cli.output import print_json, visible
@@ -39,7 +39,7 @@ def deploy(
     canary: Annotated[
         bool, typer.Option("--canary", help="Its part of the requests grows by the steps below, or it goes back.")
     ] = False,
-    steps: Steps = "1,10,50,100",
+    steps: Steps = DEFAULT_STEPS,
     interval: Interval = "30s",
     max_error_rate: MaxErrorRate = "5%",
     max_p99: MaxP99 = "",

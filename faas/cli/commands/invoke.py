@@ -74,6 +74,7 @@ def invoke(
             body=body,
             headers=headers,
             include=include,
+            run_async=run_async,
             home=home,
             admin_url=admin_url,
         )
@@ -98,12 +99,18 @@ async def _invoke(
     body: bytes | None,
     headers: list[tuple[str, str]],
     include: bool,
+    run_async: bool,
     home: Home,
     admin_url: AdminUrl,
 ) -> int:
     name, _, qualifier = name.partition("@")
     async with AdminClient(find_host(home, admin_url, environ())) as client:
         if qualifier.isdigit():
+            if run_async:
+                raise BadRequestError(
+                    f"a job is run by what routes serve or an alias names when its turn comes; leave @{qualifier} out, "
+                    f"or give it an alias: 'faas alias set {name} ALIAS={qualifier}'"
+                )
             return await _invoke_version(client, name, qualifier, (method, path, headers, body), include=include)
         function = await client.get(f"/api/functions/{segment(name)}")
         base = (await client.get("/api/status"))["public_url"]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from faas.cli.client import AdminClient, environ, find_host
+from faas.cli.commands.traffic import call
 from faas.cli.options import AdminUrl, Home, Json, segment
 from faas.cli.output import print_json, print_table, size, visible
 from faas.errors import ConfigError
@@ -34,7 +35,7 @@ def _bare(context: typer.Context, home: Home = None, admin_url: AdminUrl = None,
 @kv.command()
 def stores(home: Home = None, admin_url: AdminUrl = None, json: Json = False) -> None:
     """List the stores that hold something."""
-    found = asyncio.run(_get("/api/kv", home, admin_url))["stores"]
+    found = asyncio.run(call("GET", "/api/kv", None, home, admin_url))["stores"]
     if json:
         print_json(found)
     elif found:
@@ -117,7 +118,7 @@ def drop(
     """Remove everything that a store holds; grants stay."""
     if not yes:
         typer.confirm(f"remove everything that {store} keeps?", abort=True)
-    gone = asyncio.run(_send("DELETE", f"/api/kv/{segment(store)}", None, home, admin_url))
+    gone = asyncio.run(call("DELETE", f"/api/kv/{segment(store)}", None, home, admin_url))
     print(f"{gone['keys']} keys of {store} are removed")
 
 
@@ -131,7 +132,7 @@ def grant(
 ) -> None:
     """Let a function use another one's store, if its manifest names it, too; it may when this returns."""
     document = {"function": function, "read_only": read_only}
-    asyncio.run(_send("POST", f"/api/kv/{segment(store)}/grants", document, home, admin_url))
+    asyncio.run(call("POST", f"/api/kv/{segment(store)}/grants", document, home, admin_url))
     print(f"{function} may {'read' if read_only else 'use'} the store of {store}")
     print(
         f'its function.toml has to name it, too: kv = ["{store}"] under [capabilities]',
@@ -149,7 +150,7 @@ def revoke(store: Store, function: Function, home: Home = None, admin_url: Admin
 @kv.command()
 def grants(home: Home = None, admin_url: AdminUrl = None, json: Json = False) -> None:
     """List which functions may use others' stores."""
-    found = asyncio.run(_get("/api/kv-grants", home, admin_url))["grants"]
+    found = asyncio.run(call("GET", "/api/kv-grants", None, home, admin_url))["grants"]
     if json:
         print_json(found)
     elif found:
@@ -165,16 +166,6 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as exc:
         raise ConfigError(f"can't read {path}: {exc.strerror}; check --from-file") from exc
-
-
-async def _get(path: str, home: Home, admin_url: AdminUrl) -> Any:
-    async with AdminClient(find_host(home, admin_url, environ())) as client:
-        return await client.get(path)
-
-
-async def _send(method: str, path: str, document: Any, home: Home, admin_url: AdminUrl) -> Any:
-    async with AdminClient(find_host(home, admin_url, environ())) as client:
-        return await client.send(method, path, document)
 
 
 async def _tell(method: str, path: str, home: Home, admin_url: AdminUrl) -> None:

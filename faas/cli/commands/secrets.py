@@ -11,6 +11,7 @@ import typer
 
 from faas.cli.client import AdminClient, environ, find_host
 from faas.cli.commands.kv import read_file
+from faas.cli.commands.traffic import call
 from faas.cli.options import AdminUrl, Home, Json, Name, segment
 from faas.cli.output import ago, print_json, print_table
 from faas.errors import ConfigError
@@ -26,7 +27,7 @@ SecretName = Annotated[str, typer.Argument(metavar="KEY", help="Name of the secr
 @secrets.command("list")
 def list_(name: Name, home: Home = None, admin_url: AdminUrl = None, json: Json = False) -> None:
     """List the names of a function's secrets."""
-    found = asyncio.run(_get(f"/api/functions/{segment(name)}/secrets", home, admin_url))["secrets"]
+    found = asyncio.run(call("GET", f"/api/functions/{segment(name)}/secrets", None, home, admin_url))["secrets"]
     if json:
         print_json(found)
     elif found:
@@ -74,7 +75,7 @@ def unset(name: Name, key: SecretName, home: Home = None, admin_url: AdminUrl = 
 @secrets.command("rotate-key")
 def rotate_key(home: Home = None, admin_url: AdminUrl = None) -> None:
     """Seal all secrets of all functions with a new key, and forget the one before."""
-    done = asyncio.run(_send("POST", "/api/secrets/rotate-key", home, admin_url))
+    done = asyncio.run(call("POST", "/api/secrets/rotate-key", None, home, admin_url))
     print(f"{done['secrets']} secrets are sealed with a new key; copies of the old key open nothing any more")
 
 
@@ -92,16 +93,6 @@ def _value(what: str, from_file: Path | None) -> str:
         return content.decode()
     except UnicodeDecodeError:
         raise ConfigError("the secret is not UTF-8; encode it as base64, and have the function decode it") from None
-
-
-async def _get(path: str, home: Home, admin_url: AdminUrl) -> Any:
-    async with AdminClient(find_host(home, admin_url, environ())) as client:
-        return await client.get(path)
-
-
-async def _send(method: str, path: str, home: Home, admin_url: AdminUrl) -> Any:
-    async with AdminClient(find_host(home, admin_url, environ())) as client:
-        return await client.send(method, path, None)
 
 
 async def _tell(method: str, path: str, document: Any, home: Home, admin_url: AdminUrl) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import msgspec
@@ -14,14 +15,15 @@ from faas.control.endpoints.base import ACTOR, JSON, Endpoint, Query, int_of, js
 from faas.control.supervisor import Supervisor, WorkerState
 from faas.control.traffic import alias_name, checked, split_of, sticky_by
 from faas.errors import BadRequestError, CanaryNotFoundError, WorkerLostError
-from faas.invocation import LIVE, Alias, Kind
+from faas.invocation import LIVE, Alias, Deployment, Kind
 from faas.manifest import Manifest
 from faas.state.base import AuditEntry, Canary, CanaryPhase, CanaryPlan
 from faas.state.state import State
 
 MAX_AUDIT_ENTRIES = 10_000
 
-Version = Annotated[int, msgspec.Meta(ge=1)]
+_MAX_VERSION = 10**18 - 1
+Version = Annotated[int, msgspec.Meta(ge=1, le=_MAX_VERSION)]
 
 
 class AliasView(msgspec.Struct, frozen=True):
@@ -65,7 +67,7 @@ class VersionDetail(msgspec.Struct, frozen=True):
 class Rollback(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Go back to version ``to``, or where that is 0 to what was live before."""
 
-    to: Annotated[int, msgspec.Meta(ge=0)] = 0
+    to: Annotated[int, msgspec.Meta(ge=0, le=_MAX_VERSION)] = 0
 
 
 class RolledBack(msgspec.Struct, frozen=True):
@@ -265,7 +267,16 @@ class TrafficEndpoints:
     Thread: the control loop only.
     """
 
-    def __init__(self, state: State, deployer: Deployer, canaries: CanaryController, supervisor: Supervisor) -> None:
+    def __init__(
+        self,
+        state: State,
+        deployer: Deployer,
+        canaries: CanaryController,
+        supervisor: Supervisor,
+        secrets_for: Callable[[Deployment], dict[str, str]],
+    ) -> None:
+        """Args: *secrets_for* returns what a version that workers don't serve needs to be invoked all the same."""
+        self._secrets_for = secrets_for
         self._state = state
         self._deployer = deployer
         self._canaries = canaries
@@ -308,8 +319,8 @@ class TrafficEndpoints:
         name, alias = request.match_info["name"], alias_name(request.match_info["alias"])
         wanted = await json_body(request, SetAlias)
         try:
-            weights = {int(version): weight for version, weight in wanted.weights.items()}
-        except ValueError as exc:
+            weights = {msgspec.convert(text, Version, strict=False): part for text, part in wanted.weights.items()}
+        except msgspec.ValidationError as exc:
             raise BadRequestError("weights: give version numbers and percents, such as {'3': 90, '4': 10}") from exc
         before = next((a for a in await self._state.functions.aliases(name) if a.alias == alias), None)
         split = split_of(before, name, alias, weights, wanted.sticky)
@@ -382,7 +393,7 @@ class TrafficEndpoints:
         wanted = await json_body(request, Invoke)
         deployment = None
         if wanted.qualifier.isascii() and wanted.qualifier.isdigit():
-            deployment = await self._state.functions.version(name, int(wanted.qualifier[:18]))
+            deployment = await self._deployer.version(name, int(wanted.qualifier[:18]))
         serving = [w.worker for w in self._supervisor.workers() if w.state == WorkerState.SERVING.value]
         if not serving:
             raise WorkerLostError("no worker serves, so nothing can be invoked; 'faas status' shows the workers")
@@ -396,6 +407,7 @@ class TrafficEndpoints:
             target=wanted.target,
             headers=wanted.headers,
             body=wanted.body,
+            secrets={} if deployment is None else self._secrets_for(deployment),
         )
         return json_response(msgspec.convert(reply, Invoked, builtin_types=(bytes,)))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
+import msgspec
 import pytest
 
 from faas.errors import (
@@ -125,14 +127,31 @@ async def test_job_whose_holder_is_silent_is_taken_over_and_the_late_word_of_it_
     (second,) = await claim(jobs)
     assert (second.job.id, second.job.n_attempts) == (queued.id, 2)
     assert not await jobs.succeed("host-b", first.job, OK, JobResult(200))
-    assert await jobs.renew("host-b", {queued.id: 1}, 30.0) == frozenset()
+    assert await jobs.renew("host-b", [(queued.id, 1)], 30.0) == frozenset()
     assert await jobs.succeed(HOST, second.job, OK, JobResult(200))
+
+
+async def test_run_that_its_own_holder_knows_nothing_of_is_queued_again_and_one_that_it_knows_is_not(jobs):
+    """A claim may be committed although who asked heard of a failure."""
+    queued = await jobs.add(new())
+    (first,) = await claim(jobs, lease_s=0.0)
+    assert await claim(jobs, running={(queued.id, 1): "a"}) == ()
+    (again,) = await claim(jobs)
+    assert (again.job.id, again.job.n_attempts) == (first.job.id, 2)
+
+
+async def test_claim_of_a_holder_does_not_wait_for_leases_of_its_own_runs(jobs):
+    queued = await jobs.add(new())
+    claims = await jobs.claim(HOST, 1, {}, 0.0)
+    assert claims.wait_s is None
+    assert (await jobs.claim(HOST, 1, {(queued.id, 1): "a"}, 0.0)).wait_s is None
+    assert (await jobs.claim("host-b", 0, {}, 30.0)).jobs == ()
 
 
 async def test_renewed_lease_keeps_the_job(jobs):
     queued = await jobs.add(new())
     await claim(jobs, holder="host-b", lease_s=0.0)
-    assert await jobs.renew("host-b", {queued.id: 1}, 60.0) == {queued.id}
+    assert await jobs.renew("host-b", [(queued.id, 1)], 60.0) == {(queued.id, 1)}
     assert await claim(jobs) == ()
 
 
@@ -142,7 +161,7 @@ async def test_flood_of_one_function_leaves_slots_for_others(jobs):
     flood = await claim(jobs, 32)
     assert len(flood) == SHARE * 32 // (SHARE + 1)
     late = await jobs.add(new("late"))
-    runs = await claim(jobs, 32 - len(flood), {"flood": len(flood)})
+    runs = await claim(jobs, 32 - len(flood), {(run.job.id, 1): "flood" for run in flood})
     assert [run.job.id for run in runs] == [late.id]
 
 
@@ -161,6 +180,7 @@ async def test_result_is_kept_and_the_attempt_says_which_version_answered(jobs):
     assert (job.state, job.status) == (JobState.SUCCEEDED, 201)
     assert [(attempt.number, attempt.version, attempt.outcome) for attempt in attempts] == [(1, 3, "ok")]
     assert (await jobs.result(queued.id))[1] == result
+    assert (await jobs.show(queued.id)).result == msgspec.structs.replace(result, body=b"")
 
 
 async def test_failed_job_is_tried_again_and_dead_after_its_tries(jobs):
@@ -197,6 +217,10 @@ async def test_postponed_job_counts_as_never_begun(jobs):
     assert await jobs.postpone(HOST, run.job, "overloaded", 0.0)
     job, attempts = await jobs.get(queued.id)
     assert (job.state, job.n_attempts, job.n_counted, attempts) == (JobState.QUEUED, 0, 0, ())
+    assert job.n_postponed == 1
+    (run,) = await claim(jobs)
+    await jobs.retry(HOST, run.job, FAILED, delay_s=0, result=None)
+    assert (await jobs.get(queued.id))[0].n_postponed == 0
 
 
 async def test_job_that_is_too_old_expires_without_having_run(jobs):
@@ -257,7 +281,7 @@ async def test_cancelled_job_never_runs_and_one_that_runs_is_its_holders_no_more
     await jobs.cancel(waiting.id)
     await jobs.cancel(running.id)
     assert await claim(jobs) == ()
-    assert await jobs.renew(HOST, {run.job.id: 1}, 30) == frozenset()
+    assert await jobs.renew(HOST, [(run.job.id, 1)], 30) == frozenset()
     assert not await jobs.succeed(HOST, run.job, OK, JobResult(200))
     job, (attempt,) = await jobs.get(running.id)
     assert (job.state, attempt.outcome) == (JobState.CANCELLED, "cancelled")
@@ -297,6 +321,66 @@ async def test_flood_of_jobs_of_one_function_is_refused_and_others_are_not(jobs,
     await jobs.add(new("b"))
     await claim(jobs)
     await jobs.add(new("a", key="http:1"))
+
+
+async def test_everything_of_a_removed_function_ends_with_its_runs(jobs, monkeypatch):
+    monkeypatch.setattr(queue, "MAX_SWEPT", 2)
+    ids = [(await jobs.add(new(callback="https://example.org/done"))).id for _ in range(5)]
+    other = await jobs.add(new("b"))
+    runs = await claim(jobs, 4, {("x", n): "b" for n in range(3)})
+    assert await jobs.cancel_all("a") == 5
+    ended = [(await jobs.get(id))[0] for id in ids]
+    assert {job.state for job in ended} == {JobState.CANCELLED}
+    assert all(job.keep_until > job.finished_at > 0 for job in ended)
+    (attempt,) = (await jobs.get(runs[0].job.id))[1]
+    assert (attempt.outcome, attempt.ended_at > 0) == ("cancelled", True)
+    assert (await jobs.get(other.id))[0].state is JobState.QUEUED
+    assert len((await jobs.claim_callbacks(10, 30))[0]) == 5
+
+
+async def test_more_than_one_transaction_takes_are_redriven_and_forgotten(jobs, monkeypatch):
+    monkeypatch.setattr(queue, "MAX_SWEPT", 2)
+    for _ in range(5):
+        await jobs.add(new(policy=Async(max_attempts=1)))
+    for run in await claim_all(jobs, 5):
+        await jobs.retry(HOST, run.job, FAILED, delay_s=0, result=None)
+    assert await jobs.redrive_all("a") == 5
+    for run in await claim_all(jobs, 5):
+        await jobs.retry(HOST, run.job, FAILED, delay_s=0, result=None)
+    assert await jobs.purge("a", []) == 5
+    assert await jobs.list() == ()
+
+
+async def test_what_is_being_redriven_is_neither_swept_nor_purged(open_database):
+    databases = [await open_database() for _ in range(2)]
+    if not databases[0].shared:
+        for database in databases:
+            await database.aclose()
+        pytest.skip("transactions of SQLite come one after another")
+    jobs, others = (State(database, database).jobs for database in databases)
+    queued = await jobs.add(new(policy=Async(keep_s=0)))
+    await jobs.cancel(queued.id)
+    loop, redriven, go_on = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+
+    def redrive(session):
+        queue._redrive(session, queue._get(session, queued.id, locked=True))
+        loop.call_soon_threadsafe(redriven.set)
+        go_on.wait(10)
+
+    redriving = asyncio.create_task(databases[1].run(redrive))
+    await redriven.wait()
+    sweeping, purging = asyncio.create_task(jobs.sweep()), asyncio.create_task(jobs.purge("", []))
+    try:
+        assert await sweeping == 0
+        assert await purging == 0
+    finally:
+        go_on.set()
+    await redriving
+    assert (await others.get(queued.id))[0].state is JobState.QUEUED
+    (run,) = await claim(jobs)
+    assert run.request.body == b"x"
+    for database in databases:
+        await database.aclose()
 
 
 async def test_list_goes_by_function_and_state(jobs):
@@ -347,7 +431,7 @@ async def test_callback_is_due_when_the_job_is_finished_and_tried_until_it_is_se
     ((callback,), _) = await jobs.claim_callbacks(5, 30)
     assert callback.n_tries == 2
     await jobs.settle_callback(callback, "", None)
-    assert (await jobs.callback(queued.id)).state == "delivered"
+    assert (await jobs.show(queued.id)).callback.state == "delivered"
     assert await jobs.claim_callbacks(5, 30) == ((), None)
 
 
@@ -373,7 +457,9 @@ async def test_notices_wake_who_claims(database, jobs):
     assert await heard.get() == "jobs"
     (job,) = await jobs.list()
     await jobs.cancel(job.id)
-    assert "jobs-ended" in [await heard.get(), await heard.get()]
+    assert await heard.get() == "jobs-ended"
+    await jobs.redrive(job.id)
+    assert await heard.get() == "jobs"
 
 
 # ---- schedules ------------------------------------------------------------------------------------------------------
@@ -412,6 +498,17 @@ async def test_run_that_goes_on_keeps_the_next_one_out_unless_overlap_is_asked_f
     assert (plan.mark.n_fired, plan.mark.n_skipped, plan.mark.n_missed) == (1, 1, 3)
     fired = await state.schedules.fire(plan.mark, [tick(3.0)], handled=now + 2, n_missed=0, overlap=True)
     assert len(fired.jobs) == 1
+
+
+async def test_time_that_another_version_had_already_is_left_out(state):
+    """The clock was set back, and a version with another request was deployed meanwhile: others must go on."""
+    await deploy(state, HOURLY)
+    ((plan,), now) = await state.schedules.plans()
+    await state.schedules.fire(plan.mark, [tick(1.0)], handled=now + 1, n_missed=0, overlap=True)
+    ((plan,), _) = await state.schedules.plans()
+    again = [(1.0, new("a", b"other", key="schedule:tick:1.0", schedule="tick")), tick(2.0)]
+    fired = await state.schedules.fire(plan.mark, again, handled=now + 2, n_missed=0, overlap=True)
+    assert (len(fired.jobs), fired.n_skipped) == (1, 1)
 
 
 async def test_next_run_comes_when_the_one_before_is_over(state):

@@ -9,7 +9,7 @@ import pytest
 from faas.clock import SystemClock
 from faas.errors import KvConflictError, KvFullError, KvGrantNotFoundError
 from faas.state.kv import CHANGED as KV_CHANGED
-from faas.state.kv import Grant, KvStore
+from faas.state.kv import Grant, KvStore, forget_function
 from faas.state.settings import CHANGED as SETTINGS_CHANGED
 from faas.state.settings import SecretEntry, SettingStore
 from faas.state.sqlite import SqliteDatabase
@@ -98,7 +98,7 @@ async def test_entry_whose_time_is_over_is_there_for_nobody(kv):
     await kv.set("a", "kept", b"7", limit_bytes=MUCH, ttl_s=3600)
     assert await kv.get("a", "gone") is None
     assert not await kv.exists("a", "gone")
-    assert await kv.get_many("a", ["gone", "kept"]) == {"kept": b"7"}
+    assert await kv.get_many("a", ["gone", "kept"], max_bytes=MUCH) == {"kept": b"7"}
     assert (await kv.keys("a")).keys == ("kept",)
     assert not await kv.delete("a", "gone")
     await kv.set("a", "gone", b"7", limit_bytes=MUCH, ttl_s=SOON_S)
@@ -198,10 +198,10 @@ async def test_revision_is_never_given_twice(kv, gone):
 
 async def test_batches_are_done_as_a_whole_or_not_at_all(kv):
     await kv.set_many("a", [("1", b"a"), ("2", b"b"), ("1", b"c")], limit_bytes=MUCH)
-    assert await kv.get_many("a", ["1", "2", "3", "1"]) == {"1": b"c", "2": b"b"}
+    assert await kv.get_many("a", ["1", "2", "3", "1"], max_bytes=MUCH) == {"1": b"c", "2": b"b"}
     with pytest.raises(KvFullError):
         await kv.set_many("a", [("1", b"d"), ("big", b"x" * 100)], limit_bytes=50)
-    assert await kv.get_many("a", ["1", "big"]) == {"1": b"c"}
+    assert await kv.get_many("a", ["1", "big"], max_bytes=MUCH) == {"1": b"c"}
     assert await kv.delete_many("a", ["1", "2", "3", "2"]) == 2
     assert await kv.stores() == ()
 
@@ -209,7 +209,7 @@ async def test_batches_are_done_as_a_whole_or_not_at_all(kv):
 async def test_more_keys_than_one_statement_names_are_found(kv):
     entries = {f"{i:04}": b"%d" % i for i in range(450)}
     await kv.set_many("a", entries.items(), limit_bytes=MUCH)
-    assert await kv.get_many("a", [*entries, "absent"]) == entries
+    assert await kv.get_many("a", [*entries, "absent"], max_bytes=MUCH) == entries
 
 
 async def test_store_holds_so_many_bytes_and_no_more(kv):
@@ -233,6 +233,23 @@ async def test_what_is_expired_makes_room_for_a_write(kv):
     assert (await kv.get("a", "1")).value == b"12345678"
 
 
+async def test_write_to_a_full_store_does_not_look_at_all_of_it(tmp_path):
+    database = await SqliteDatabase.open(tmp_path / "state.db", SystemClock())
+    kv = KvStore(database)
+    await kv.set_many("a", [(f"{n:05}", b"x") for n in range(5000)], limit_bytes=MUCH)
+    n_steps = 0
+
+    def count():
+        nonlocal n_steps
+        n_steps += 100
+
+    await database.run(lambda _session: database._connection.set_progress_handler(count, 100))
+    with pytest.raises(KvFullError):
+        await kv.set("a", "more", b"x", limit_bytes=5000 * 6)
+    assert n_steps < 5000
+    await database.aclose()
+
+
 async def test_writers_at_once_keep_the_count_exact(kv):
     async def work(i):
         await kv.set("a", f"{i % 7}", b"x" * (i % 13), limit_bytes=MUCH, ttl_s=SOON_S if i % 5 == 0 else None)
@@ -244,7 +261,7 @@ async def test_writers_at_once_keep_the_count_exact(kv):
     while await kv.sweep():
         pass
     keys = (await kv.keys("a", limit=1000)).keys
-    values = await kv.get_many("a", keys)
+    values = await kv.get_many("a", keys, max_bytes=MUCH)
     assert await size_of(kv, "a") == (len(keys), sum(len(key) + len(value) for key, value in values.items()))
 
 
@@ -264,12 +281,12 @@ async def test_grants_are_kept_changed_and_taken_back(kv, database):
 
 
 @pytest.mark.parametrize("purge", [False, True])
-async def test_removed_function_loses_its_grants_and_with_purge_its_store(kv, purge):
+async def test_removed_function_loses_its_grants_and_with_purge_its_store(kv, database, purge):
     await kv.set("a", "k", b"1", limit_bytes=MUCH)
     await kv.set("b", "k", b"1", limit_bytes=MUCH)
     await kv.add_grant("a", "b", read_only=False)
     await kv.add_grant("b", "a", read_only=False)
-    await kv.forget_function("a", purge=purge)
+    await database.run(lambda session: forget_function(session, "a", purge=purge, actor=""))
     assert [(g.store, g.function) for g in await kv.grants()] == ([] if purge else [("a", "b")])
     assert [store.store for store in await kv.stores()] == (["b"] if purge else ["a", "b"])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from faas.errors import SettingNotFoundError, SettingsTooLargeError
-from faas.state.settings import MAX_FUNCTION_BYTES, SecretEntry, SettingStore
+from faas.state.settings import MAX_FUNCTION_BYTES, SecretEntry, SettingStore, forget_function
 
 
 @pytest.fixture
@@ -80,10 +80,10 @@ async def test_a_functions_settings_have_a_size_which_refuses_the_whole_change(s
     assert await settings.secrets() == ()
 
 
-async def test_removed_function_leaves_no_settings(settings):
+async def test_removed_function_leaves_no_settings(settings, database):
     await settings.set_config("a", {"A": "1"})
     await settings.set_secret(sealed("S"))
     await settings.set_config("b", {"A": "1"})
-    await settings.forget_function("a")
+    await database.run(lambda session: forget_function(session, "a", purge=False, actor=""))
     assert [v.function for v in await settings.config()] == ["b"]
     assert await settings.secrets() == ()

@@ -1,16 +1,17 @@
-"""What hosts that share a database keep in it for each other: files, and who does what only one of them may do."""
+"""What hosts that share a database keep in it for each other: modules and bundles."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 
 import pytest
 
 from faas.errors import ArtifactMissingError, ArtifactTamperedError
 from faas.state import blobs
 from faas.state.blobs import BlobStore
-from faas.state.leases import LeaseStore
+from faas.state.postgresql import PostgresDatabase
 
 
 def digest_of(contents):
@@ -61,23 +62,27 @@ async def test_a_blob_that_is_put_again_is_young_again(database):
     assert await store.sweep(set()) == 0
 
 
-async def test_a_lease_is_one_holders_until_it_runs_out(database):
-    leases = LeaseStore(database)
-    held = await asyncio.gather(*(leases.hold("canaries", holder, 60) for holder in "abcde"))
-    assert sum(held) == 1
-    holder, other = "abcde"[held.index(True)], "abcde"[held.index(False)]
-    assert await leases.hold("canaries", holder, 60)
-    assert not await leases.hold("canaries", other, 60)
-    assert await leases.hold("another", other, 60)
-    await at(database, "leases", "until", -61)
-    assert await leases.hold("canaries", other, 60)
-    assert not await leases.hold("canaries", holder, 60)
+async def test_a_blob_that_is_put_again_while_a_sweep_is_about_to_take_it_stays(postgres_url):
+    one, other = await PostgresDatabase.open(postgres_url), await PostgresDatabase.open(postgres_url)
+    store = BlobStore(one)
+    await store.put(digest_of(b"x"), b"x")
+    await at(one, "blobs", "added_at", -blobs.YOUNG_S - 1)
+    has_read, put_again = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
 
+    class Reading(set):
+        """What is named: the sweep looks here between what it has read and what it removes."""
 
-async def test_a_lease_that_was_let_go_is_free_at_once_and_only_its_holder_can(database):
-    leases = LeaseStore(database)
-    assert await leases.hold("canaries", "a", 60)
-    await leases.let_go("canaries", "b")
-    assert not await leases.hold("canaries", "b", 60)
-    await leases.let_go("canaries", "a")
-    assert await leases.hold("canaries", "b", 60)
+        def __contains__(self, _digest):
+            loop.call_soon_threadsafe(has_read.set)
+            assert put_again.wait(10)
+            return False
+
+    sweeping = asyncio.create_task(BlobStore(other).sweep(Reading()))
+    await has_read.wait()
+    await store.put(digest_of(b"x"), b"x")
+    put_again.set()
+    assert await sweeping == 0
+    assert await store.get(digest_of(b"x")) == b"x"
+    await one.aclose()
+    await other.aclose()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import msgspec
+import psycopg
 import pytest
 
 from faas.errors import (
@@ -19,6 +20,8 @@ from faas.errors import (
 from faas.invocation import Kind
 from faas.manifest import manifest_from_builtins
 from faas.state.base import FileMark, InvokeKeyEntry, KeyEntry, ModelEntry, NewVersion, TokenEntry
+from faas.state.postgresql import PostgresDatabase
+from faas.state.settings import SecretEntry
 from faas.state.state import State
 
 
@@ -90,6 +93,58 @@ async def test_remove_frees_routes_and_names_what_is_gone(state):
     gone = await state.functions.remove_function("a")
     assert [d.version for d in gone] == [2, 1]
     await state.functions.add_version_and_activate(new("b", routes=["/x"]))
+
+
+async def everything(state):
+    return (
+        await state.settings.config(),
+        await state.settings.secrets(),
+        await state.access.invoke_keys(),
+        await state.kv.grants(),
+    )
+
+
+async def test_what_belongs_to_a_function_is_removed_with_it_or_not_at_all(state):
+    await state.functions.add_version_and_activate(new("a"))
+    for name in ("a", "b"):
+        await state.settings.set_config(name, {"K": "v"})
+        await state.settings.set_secret(SecretEntry(name, "S", b"sealed", "k"))
+        await state.access.add_invoke_key(InvokeKeyEntry(name, "ci", f"sha {name}"))
+        await state.kv.add_grant("store", name, read_only=False)
+    await state.kv.set("a", "k", b"1", limit_bytes=100)
+    before = await everything(state)
+
+    def fail(_session, _function, *, purge, actor):
+        raise LookupError
+
+    state.functions.removals.append(fail)
+    with pytest.raises(LookupError):
+        await state.functions.remove_function("a")
+    assert await everything(state) == before
+    state.functions.removals.remove(fail)
+    await state.functions.remove_function("a")
+    config, secrets, keys, grants = await everything(state)
+    assert {entry.function for entry in (*config, *secrets, *keys, *grants)} == {"b"}
+    assert [store.store for store in await state.kv.stores()] == ["a"]
+    await state.functions.add_version_and_activate(new("a"))
+    await state.functions.remove_function("a", purge=True)
+    assert await state.kv.stores() == ()
+
+
+async def test_what_is_served_is_of_one_moment_though_another_host_changes_it(postgres_url):
+    database = await PostgresDatabase.open(postgres_url)
+    functions = State(database, database).functions
+    await functions.add_version_and_activate(new("a"))
+    await functions.add_version_and_activate(new("a"))
+    with psycopg.connect(postgres_url) as other_host, psycopg.connect(postgres_url, autocommit=True) as observer:
+        other_host.execute("SELECT pg_advisory_xact_lock(hashtextextended('faas functions', 0))")
+        other_host.execute("UPDATE aliases SET version = 1")
+        reading = asyncio.create_task(functions.serving())
+        while not observer.execute("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted").fetchall():
+            await asyncio.sleep(0)
+    serving = await reading
+    assert [d.version for d in serving.deployments] == [alias.version for alias in serving.aliases] == [1]
+    await database.aclose()
 
 
 async def test_unknown_function_is_not_found(state):

@@ -93,6 +93,8 @@ async def test_invoke_async_asks_for_a_job(host):
     assert (headers["Prefer"], headers["Idempotency-Key"]) == ("respond-async", "k1")
     assert headers["X-Faas-Callback"] == "https://example.org/"
     assert (await host("invoke", "hello", "--idempotency-key", "k1")).code == 2
+    refused = await host("invoke", "hello@1", "--async")
+    assert (refused.code, "give it an alias" in refused.err) == (1, True)
 
 
 async def test_admin_api_refuses_states_that_are_none(host):

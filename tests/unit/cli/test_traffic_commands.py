@@ -16,7 +16,7 @@ from faas.state.base import CanaryPlan
 @pytest.mark.parametrize(
     ("options", "plan"),
     [
-        (("1,10,50,100", "30s", "5%", "", 50), CanaryPlan()),
+        (("10,25,50,100", "30s", "5%", "", 50), CanaryPlan()),
         (
             ("5%, 100", "2m", "0.5%", "250", 10),
             CanaryPlan((5.0, 100.0), 120.0, 0.005, max_p99_ms=250.0, min_requests=10),

@@ -448,7 +448,7 @@ class Bench:
             AccessEndpoints(self.tokens(home_token), self.invoke_keys, self.state, self.counts),
             KvEndpoints(self.kv, max_value_bytes=self.config.kv_max_value_bytes),
             SettingsEndpoints(self.settings),
-            TrafficEndpoints(self.state, self.deployer, self.canaries, self.supervisor),
+            TrafficEndpoints(self.state, self.deployer, self.canaries, self.supervisor, self.settings.secrets_for),
             JobEndpoints(
                 JobDesk(self.state.jobs, self.state.functions, max_job_bytes=self.config.max_job_bytes),
                 self.state.jobs,

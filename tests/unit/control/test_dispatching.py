@@ -26,7 +26,7 @@ from faas.control.jobs import (
     signature,
 )
 from faas.control.supervisor import WorkerView
-from faas.errors import BadRequestError, CallbackRefusedError, FunctionNotFoundError, PeerGoneError
+from faas.errors import BadRequestError, CallbackRefusedError, FunctionNotFoundError, InternalError, PeerGoneError
 from faas.invocation import Kind
 from faas.manifest import Async, manifest_from_builtins
 from faas.outbound.client import Client
@@ -234,6 +234,98 @@ async def test_cancelled_job_has_its_invocation_cancelled(state, desk, dispatche
     await asyncio.wait([answer])
     assert answer.cancelled()
     assert (await desk.view(queued.id)).state is JobState.CANCELLED
+
+
+async def test_cancel_while_leases_are_being_renewed_is_heard(state, desk, dispatcher, workers):
+    """The notice must not be lost on a check that asked the database just before."""
+    await deploy(state)
+    await dispatcher.start()
+    first, second = [
+        await desk.submit("f", "", JobRequest("POST", "/f", (), body), source="http") for body in (b"1", b"2")
+    ]
+    answers = {}
+    for _ in range(2):
+        _, asked, answer = await workers.asked.get()
+        answers[asked["job"]] = answer
+    renewed, go_on, renew = asyncio.Event(), asyncio.Event(), state.jobs.renew
+
+    async def slow(*asked):
+        kept = await renew(*asked)
+        renewed.set()
+        await go_on.wait()
+        return kept
+
+    state.jobs.renew = slow
+    await desk.cancel(first.id)
+    await renewed.wait()
+    await desk.cancel(second.id)
+    go_on.set()
+    await asyncio.wait(answers.values())
+    assert all(answer.cancelled() for answer in answers.values())
+
+
+async def test_job_that_is_redriven_before_its_cancelled_run_is_over_is_not_forgotten(state, desk, dispatcher, workers):
+    await deploy(state)
+    queued = await desk.submit("f", "", REQUEST, source="http")
+    await dispatcher.step()
+    _, _, first = await workers.asked.get()
+    await desk.cancel(queued.id)
+    await desk.redrive(queued.id)
+    await dispatcher.step()
+    _, asked, second = await workers.asked.get()
+    assert asked["attempt"] == 2
+    await dispatcher.check()
+    await asyncio.wait([first])
+    assert first.cancelled()
+    assert dispatcher.n_running == 1
+    second.set_result(msgspec.to_builtins(said(), builtin_types=(bytes,)))
+    await settled(dispatcher)
+    assert (await desk.view(queued.id)).state is JobState.SUCCEEDED
+
+
+async def test_what_was_claimed_when_the_dispatcher_is_stopped_is_seen_through(state, desk, dispatcher, workers):
+    await deploy(state)
+    queued = await desk.submit("f", "", REQUEST, source="http")
+    stepping = asyncio.create_task(dispatcher.step())
+    await asyncio.sleep(0)
+    stepping.cancel()
+    await asyncio.wait([stepping])
+    assert stepping.cancelled()
+    _, _, answer = await workers.asked.get()
+    answer.set_result(msgspec.to_builtins(said(), builtin_types=(bytes,)))
+    await settled(dispatcher)
+    assert (await desk.view(queued.id)).state is JobState.SUCCEEDED
+
+
+async def test_failure_of_the_host_itself_is_tried_again(state, desk, dispatcher, workers):
+    await deploy(state)
+    queued = await desk.submit("f", "", REQUEST, source="http")
+    await run_once(dispatcher, workers, InternalError("a part of the host failed"))
+    assert (await desk.view(queued.id)).state is JobState.RETRYING
+
+
+async def test_pauses_of_a_job_that_finds_no_room_grow_also_over_a_restart(state, desk, dispatcher, workers, clock):
+    await deploy(state)
+    queued = await desk.submit("f", "", REQUEST, source="http")
+    waits = []
+    for again in (dispatcher, Dispatcher(state.jobs, state.database, workers, holder="b", slots=1, jitter=lambda: 1.0)):
+        await run_once(again, workers, said(503, outcome="refused", code="overloaded"))
+        waits.append((await desk.view(queued.id)).next_at - clock.now_s)
+        clock.now_s += waits[-1]
+    assert waits == pytest.approx([0.1, 0.2])
+
+
+async def test_nothing_is_kept_of_deliveries_that_were_told(desk):
+    handlers = desk.handlers()
+    asked = {"function": "f", "key": "d", "lease_s": 30.0}
+    assert await handlers["deliveries.begin"](asked) == "new"
+    repeated = asyncio.create_task(handlers["deliveries.begin"](asked))
+    while not desk._waiting:
+        await asyncio.sleep(0)
+    await handlers["deliveries.end"]({**asked, "keep_s": 60.0, "served": True})
+    assert await repeated == "done"
+    assert await handlers["deliveries.begin"](asked) == "done"
+    assert desk._waiting == {}
 
 
 async def test_slots_are_not_exceeded(state, desk, workers):
@@ -458,6 +550,8 @@ async def test_word_is_never_sent_unsigned(desk, finish_one, receiver, sender):
         "nonsense",
         "https://2130706433/",
         "https://allowed.example:8443/",
+        "https://[allowed.example/",
+        "https://allowed.example:port/",
     ],
 )
 def test_callback_where_the_function_may_not_go_is_refused_at_once(url):

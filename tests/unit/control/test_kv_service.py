@@ -186,6 +186,43 @@ async def test_batches_have_limits(worker, store):
         await worker.get_many("f", "f", ["a", "b"])
 
 
+async def test_grant_that_was_taken_back_is_none_though_who_took_it_back_is_gone(service, worker, store):
+    await service.grant("f", "g", read_only=False, actor="")
+    revoking = asyncio.create_task(service.revoke("f", "g", ""))
+    await asyncio.sleep(0)
+    revoking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await revoking
+    assert await store.grants() == ()
+    with pytest.raises(KvDeniedError):
+        await worker.get("g", "f", "k")
+
+
+async def test_grants_that_were_read_first_are_not_taken_last(service, store, monkeypatch):
+    slow, reading = asyncio.Event(), asyncio.Event()
+    grants, n_reads = store.grants, 0
+
+    async def read():
+        nonlocal n_reads
+        n_reads += 1
+        found = await grants()
+        if n_reads == 1:
+            reading.set()
+            await slow.wait()
+        return found
+
+    await service.grant("f", "g", read_only=False, actor="")
+    monkeypatch.setattr(store, "grants", read)
+    first = asyncio.create_task(service.load())
+    await reading.wait()
+    revoking = asyncio.create_task(service.revoke("f", "g", ""))
+    while await grants():
+        await asyncio.sleep(0)
+    slow.set()
+    await asyncio.gather(first, revoking)
+    assert service._grants == {}
+
+
 async def test_every_refusal_is_one_that_a_guest_is_told_of():
     for refusal in (KvDeniedError, KvFullError, KvKeyInvalidError, KvTooLargeError, StateError):
         assert to_guest_error(refusal("x")) is not None

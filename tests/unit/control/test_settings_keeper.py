@@ -13,7 +13,7 @@ from faas.control.vault import open_vault
 from faas.errors import BadRequestError, SecretsKeyError
 from faas.invocation import Deployment, Kind
 from faas.manifest import manifest_from_builtins
-from faas.state.settings import SettingStore
+from faas.state.settings import SettingStore, forget_function
 from faas.state.sqlite import SqliteDatabase
 from faas.wire.framing import encode_frame
 
@@ -112,6 +112,7 @@ async def test_every_change_is_spread_and_is_there_after_a_restart(keeper, datab
     await again.load()
     told = again.of((serving(**EVERY_USE),))
     assert (told.config, names(told)) == ({"f": {"A": "1"}}, {("f", "READ")})
+    await database.run(lambda session: forget_function(session, "f", purge=False, actor=""))
     await keeper.forget_function("f", purge=False)
     assert fleet.n_spread == 6
     assert keeper.of((serving(**EVERY_USE),)) == again.of(())

@@ -1,4 +1,4 @@
-"""Hosts that share a database follow each other, agree on who does what once, and have each other's files."""
+"""Hosts that share a database follow each other and have each other's files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from faas.artifacts.store import ArtifactStore
 from faas.clock import SystemClock
-from faas.control.sharing import ANYTHING, Follower, Lead, SharedFiles
+from faas.control.sharing import ANYTHING, Follower, SharedFiles
 from faas.errors import ArtifactMissingError, StateError
 from faas.invocation import Deployment, Kind
 from faas.manifest import manifest_from_builtins
@@ -32,25 +32,6 @@ async def database(tmp_path):
 @pytest.fixture
 def state(database):
     return State(database, database)
-
-
-class Steps:
-    """A sleep that ends when the test says so."""
-
-    def __init__(self):
-        self.asleep = asyncio.Event()
-        self._go = asyncio.Event()
-
-    async def sleep(self, _seconds):
-        self.asleep.set()
-        await self._go.wait()
-        self._go.clear()
-
-    async def next(self):
-        await self.asleep.wait()
-        self.asleep.clear()
-        self._go.set()
-        await self.asleep.wait()
 
 
 async def test_a_notice_has_its_topic_looked_at_and_anything_has_all_of_them():
@@ -107,29 +88,6 @@ async def test_a_look_that_fails_is_tried_again_and_a_bug_ends_it():
     (task,) = follower._running.values()
     await task
     assert len(tries) == 2
-
-
-async def test_one_of_several_leads_and_another_takes_over_when_it_goes(state):
-    steps = [Steps(), Steps()]
-    leads = [Lead(state, "canaries", name, sleep=step.sleep) for name, step in zip("ab", steps, strict=True)]
-    assert [lead() for lead in leads] == [False, False]
-    for lead, step in zip(leads, steps, strict=True):
-        lead.start()
-        await step.asleep.wait()
-    assert [lead() for lead in leads] == [True, False]
-    await leads[0].aclose()
-    await steps[1].next()
-    assert [lead() for lead in leads] == [False, True]
-    await leads[1].aclose()
-
-
-async def test_alone_on_its_database_a_host_leads_from_the_start(tmp_path):
-    database = await SqliteDatabase.open(tmp_path / "own.db", SystemClock())
-    lead = Lead(State(database, database), "canaries", "a")
-    lead.start()
-    assert lead()
-    await lead.aclose()
-    await database.aclose()
 
 
 def of(wasm, bundle=""):

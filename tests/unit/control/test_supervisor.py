@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 
 from faas.control.supervisor import MAX_FAILED_STARTS, WorkerState
@@ -33,6 +34,13 @@ async def test_worker_gets_its_settings_and_a_token_of_its_own(bench):
     assert first["public_port"] == 8080
     assert first["config"]["home"] == bench.config.home
     assert first["token"] != second["token"]
+
+
+async def test_worker_is_not_told_how_to_reach_the_state(bench):
+    bench.supervisor._config = msgspec.structs.replace(bench.config, state="postgresql://faas:geheim@db/faas")
+    bench.fleet.workers[0].die()
+    await until(lambda: len(bench.fleet.workers) == 3)
+    assert "geheim" not in str(bench.fleet.workers[2].settings)
 
 
 async def test_worker_is_told_how_to_reach_the_models(bench, run_dir):

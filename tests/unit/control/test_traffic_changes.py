@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 
 import pytest
 
@@ -140,6 +139,35 @@ async def test_refresh_serves_what_another_host_changed(bench):
     assert told(bench) == ([1, 2], (Alias("hello", "live", 2, 1, 30.0),))
 
 
+async def test_what_another_host_rolls_back_does_not_wait_for_a_deploy_that_is_under_way(bench):
+    await deployed(bench, b"1")
+    await deployed(bench, b"22", canary=CanaryPlan())
+    preparing, go_on = asyncio.Event(), asyncio.Event()
+
+    async def on_prepare(_worker, _deployment):
+        preparing.set()
+        await go_on.wait()
+
+    bench.fleet.on_prepare = on_prepare
+    other = asyncio.create_task(bench.deployer.deploy(bench.upload("other"), ignored, Placement()))
+    await preparing.wait()
+    (canary,) = bench.deployer.canaries
+    await bench.state.functions.end_canary(canary, CanaryPhase.ROLLED_BACK, "by another host")
+    refreshing = asyncio.create_task(bench.deployer.refresh())
+    while bench.deployer.aliases:
+        await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.gather(refreshing, other)
+    assert told(bench) == ([1, 1], ())
+
+
+async def test_a_version_that_nothing_names_is_compiled_for_the_engine_of_today(bench):
+    await deployed(bench, b"1", b"22")
+    bench.compiler.current = False
+    assert await bench.deployer.version("hello", 1) == await bench.state.functions.version("hello", 1)
+    assert bench.compiler.recompiled == ["hello"]
+
+
 async def test_a_restarted_host_serves_its_splits_and_goes_on_with_its_canaries(new_bench):
     bench = new_bench()
     await bench.start()
@@ -148,7 +176,7 @@ async def test_a_restarted_host_serves_its_splits_and_goes_on_with_its_canaries(
     await bench.stop()
     bench = new_bench()
     await bench.start()
-    assert bench.deployer.aliases == (Alias("hello", "live", 1, 2, 1.0),)
+    assert bench.deployer.aliases == (Alias("hello", "live", 1, 2, 10.0),)
     assert [canary.other for canary in bench.deployer.canaries] == [2]
     await bench.stop()
 
@@ -388,12 +416,15 @@ async def test_failures_of_the_old_version_do_not_count_against_the_new_one(cana
     assert canary.weight() == 10.0
 
 
-async def test_a_host_that_does_not_lead_only_watches(bench, canary):
-    leads = itertools.chain([False], itertools.repeat(True))
-    canary.controller = CanaryController(bench.deployer, bench.counts, canary.clock, is_leader=lambda: next(leads))
-    await canary.look()
-    await canary.look(2, failed=20)
-    assert told(bench) == ([1], ())
+async def test_a_step_that_another_host_has_taken_is_not_taken_twice(bench, canary):
+    (running,) = bench.deployer.canaries
+    await bench.state.functions.advance_canary(running)
+    await canary.look(2, ok=20, after_s=31)
+    assert (await bench.state.functions.canary("hello")).step == 1
+    await bench.deployer.refresh()
+    assert canary.weight() == 100.0
+    await canary.look(after_s=31)
+    assert told(bench)[0] == [1, 2]  # what was counted before belongs to the step before
 
 
 async def test_a_canary_that_was_ended_by_hand_stays_so(bench, canary):

@@ -51,3 +51,14 @@ def test_nothing_shows_a_secret():
     for shown in (repr(told), str(told), repr(told.secrets), repr(secrets), repr(secrets.get)):
         assert "geheim" not in shown
     assert "TOKEN" in repr(told.secrets)
+
+
+def test_a_secret_that_is_lent_is_known_for_so_long_and_to_that_function():
+    secrets = Secrets()
+    secrets.replace(FunctionSettings({}, (SecretValue("f", "A", "told"),)))
+    with secrets.lent("f", {"A": "lent", "B": "lent"}), secrets.lent("g", {"A": "other"}):
+        assert [secrets.get(*of) for of in (("f", "A"), ("f", "B"), ("g", "A"), ("g", "B"))] == [
+            "told", "lent", "other", None,
+        ]  # fmt: skip
+        assert "lent" not in repr(secrets)
+    assert secrets.get("f", "B") is None

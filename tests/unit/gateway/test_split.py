@@ -36,6 +36,12 @@ class Codes:
     on_drop: Any = None
     kept: frozenset[Any] = frozenset()
 
+    async def acquire(self, _deployment: Deployment) -> None:
+        return
+
+    def release(self, _code: None) -> None:
+        return
+
     def keep_only(self, keys: set[Any]) -> None:
         self.kept = frozenset(keys)
 
@@ -67,6 +73,15 @@ class Worker:
 
     def serve(self, *deployments: Deployment, aliases: tuple[Alias, ...] = ()) -> None:
         self.table.replace(self.table.generation + 1, deployments, aliases)
+
+    async def prepare(self, prepared: Deployment) -> None:
+        """Prepare a version, without the trial instance."""
+
+        async def try_nothing(*_: Any) -> None:
+            return
+
+        self.table._try = try_nothing  # type: ignore[method-assign]
+        await self.table.prepare(prepared)
 
     def version(self, path: str = "/f", **headers: str) -> int:
         """Return which version answers GET *path*."""
@@ -271,3 +286,24 @@ def test_versions_that_visit_are_at_hand_until_others_took_their_place(worker: W
     with pytest.raises(FunctionNotFoundError):
         worker.table.visit(deployment(1, "g"))
     assert worker.version() == 100
+
+
+def test_a_visitor_goes_by_what_is_set_for_its_function_now(worker: Worker) -> None:
+    worker.serve(deployment(2))
+    worker.table.visit(deployment(1))
+    worker.table.visit(deployment(1, env={"MODE": "set"}))
+    assert worker.table.resolve("f", "1").deployment.manifest.env == {"MODE": "set"}
+
+
+async def test_what_is_served_is_what_was_told_and_not_what_was_prepared_under_its_number(worker: Worker) -> None:
+    worker.serve(deployment(1))
+    await worker.prepare(deployment(2, limits={"timeout_s": 5}))  # another host was first to give the number away
+    worker.serve(deployment(2, limits={"timeout_s": 9}))
+    assert worker.table.resolve("f", "").deployment.manifest.limits.timeout_s == 9
+
+
+async def test_the_end_of_a_canary_leaves_what_a_deploy_has_prepared(worker: Worker) -> None:
+    worker.serve(deployment(1), deployment(2), aliases=(split(25.0),))
+    await worker.prepare(deployment(3))
+    worker.serve(deployment(1))
+    assert len(worker.codes.kept) == 2

@@ -13,7 +13,7 @@ from faas.config import HostConfig, PoolConfig
 from faas.errors import CallDeniedError
 from faas.gateway.calls import FunctionCalls
 from faas.gateway.internal import InternalRequest
-from faas.gateway.jobs import JobRunner
+from faas.gateway.jobs import JobGate, JobRunner
 from faas.gateway.lane import RESERVED
 from faas.guest.ports import GuestRequest
 from faas.invocation import Kind
@@ -111,6 +111,34 @@ async def test_what_is_invoked_in_memory_carries_nothing_reserved(
         reply = await host.internal.invoke("env", "", InternalRequest("GET", "/env/x", headers))
         assert reply.status == 200
         assert b"forged" not in reply.body
+
+
+class Control:
+    """The control process, as far as jobs are queued."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+
+    async def ask(self, _operation: str, **arguments: Any) -> dict[str, Any]:
+        self.asked.append(arguments)
+        return {"id": "j1", "status_url": "/_faas/jobs/j1", "duplicate": False}
+
+
+@pytest.mark.parametrize("alias", ["", "live"])
+async def test_a_request_that_becomes_a_job_stays_with_the_alias_that_let_it_in(
+    runtime: Runtime, functions: dict[str, Function], alias: str
+) -> None:
+    control = Control()
+    async with host_of(runtime, functions, config=CONFIG) as host:
+        host.gateway._jobs = JobGate(control, max_job_bytes=1000)  # type: ignore[arg-type]
+        asks = f"X-Faas-Alias: {alias}\r\n" if alias else ""
+        reply = await host.one.send(
+            f"GET /echo HTTP/1.1\r\nHost: h\r\nPrefer: respond-async\r\n{FORGED}{asks}\r\n".encode()
+        )
+        assert b" 202 " in reply
+        (job,) = control.asked
+        assert (job["function"], job["qualifier"]) == ("echo", alias)
+        assert not any(value == b"forged" for _, value in job["request"]["headers"])
 
 
 # --- webhooks ---------------------------------------------------------------------------------------------------------

@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from faas.errors import SignatureInvalidError
+from faas.gateway.admission import Permits
+from faas.gateway.live import Served
 from faas.gateway.webhook_paths import hook_at, webhooks_of
 from faas.gateway.webhooks import delivery_of, verify
+from faas.invocation import Deployment, Kind
 from faas.manifest import Webhook, WebhookScheme, manifest_from_builtins
 
 SECRET = "It's a Secret to Everybody"
@@ -137,3 +140,19 @@ def test_no_spelling_of_a_path_gets_around_the_check(path):
     )
     assert hook_at(hooks, path) is not None
     assert hook_at(hooks, "/gh/other") is None
+
+
+def test_older_version_is_guarded_as_the_one_that_routes_serve_also_where_a_split_sets_a_cookie():
+    hooks = [{"path": "/hook", "secret": "S"}]
+    manifests = [{"name": "f", "routes": ["/hook"], **more} for more in ({}, {"webhooks": hooks})]
+    old, new = (
+        Served(Deployment("f", version, Kind.COMMAND, "d", "k", "", manifest_from_builtins(manifest)))
+        for version, manifest in enumerate(manifests, start=1)
+    )
+    old.permits = Permits("f")
+    assert hook_at(old.webhooks, "/hook") is None
+    old.guard_as(new)
+    assert hook_at(old.webhooks, "/hook") is not None
+    assert hook_at(old.with_cookie("a=b").webhooks, "/hook") is not None
+    old.guard_as(old)
+    assert hook_at(old.webhooks, "/hook") is None

@@ -297,7 +297,8 @@ async def test_compute_keeps_the_text_with_its_end_token_and_counts_both(models:
     await nn.compute(context)
     assert nn.output(context, 0) == nn.output(context, 7) == b"ab<|im_end|>"
     assert nn.output(context, 1) == (
-        b'{"input_tokens": 3, "output_tokens": 3, "llama_build_number": 8757, "llama_commit": "c0ffee"}'
+        b'{"input_tokens": 3, "output_tokens": 3, "llama_build_number": 8757, "llama_commit": "c0ffee", '
+        b'"context_tokens": 512}'
     )
 
 
@@ -347,7 +348,7 @@ async def test_n_predict_zero_generates_nothing_but_checks_the_prompt(models: Sc
     context = await opened(nn, config={"n-predict": 0, "ctx-size": 1})
     await nn.compute(context)
     assert metadata(nn) | {"llama_build_number": 0, "llama_commit": ""} == {
-        "input_tokens": 3, "output_tokens": 0, "llama_build_number": 0, "llama_commit": "",
+        "input_tokens": 3, "output_tokens": 0, "llama_build_number": 0, "llama_commit": "", "context_tokens": 256,
     }  # fmt: skip
     nn.set_prompt(context, b"w " * 300)
     assert await errno(nn.compute(context)) == NnErrno.PROMPT_TOO_LONG

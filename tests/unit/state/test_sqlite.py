@@ -11,9 +11,7 @@ import sys
 import pytest
 
 from faas.clock import SystemClock
-from faas.errors import (
-    StateError,
-)
+from faas.errors import FunctionNotFoundError, RouteTakenError, StateError, VersionNotFoundError
 from faas.invocation import Kind
 from faas.manifest import manifest_from_builtins
 from faas.state.base import NewVersion
@@ -66,6 +64,43 @@ async def test_database_of_the_first_release_gets_the_new_tables_and_keeps_what_
     assert await state.functions.next_version("a") == 4
     assert (await state.functions.active("b")).version == 2
     assert await state.models.models() == ()
+    await state.aclose()
+
+
+async def test_functions_of_the_last_release_go_on_where_they_were(tmp_path):
+    db = sqlite3.connect(tmp_path / "state.db")
+    db.executescript(f"{MIGRATIONS[0]} {MIGRATIONS[1]} PRAGMA user_version = 2; PRAGMA foreign_keys = ON;")
+    db.execute("INSERT INTO functions VALUES ('gone', 4, NULL), ('b', 3, 3), ('one', 1, 1)")
+    for function, version in (("b", 1), ("b", 2), ("b", 3), ("one", 1)):
+        manifest = f'{{"name":"{function}","routes":["/{function}"]}}'
+        row = (function, version, "command", f"w{version}", "k", "", manifest, float(version))
+        db.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+        db.execute("INSERT INTO changes (at, action, function, version) VALUES (?, 'deploy', ?, ?)", row[7:] + row[:2])
+    db.execute("INSERT INTO changes (at, action, function, version) VALUES (9.0, 'remove', 'gone', 4)")
+    db.execute("INSERT INTO routes VALUES ('b', '/b'), ('one', '/one')")
+    db.execute("INSERT INTO keys VALUES ('ci', 'sha', 100, 1.0)")
+    db.commit()
+    db.close()
+    state = await open_state("", tmp_path / "state.db", SystemClock())
+    functions = state.functions
+    serving = await functions.serving()
+    assert [(d.function, d.version) for d in serving.deployments] == [("b", 3), ("one", 1)]
+    assert [(alias.function, alias.alias, alias.shares) for alias in serving.aliases] == [
+        ("b", "live", {3: 100}), ("one", "live", {1: 100}),
+    ]  # fmt: skip
+    assert [d.version for d in await functions.versions("b")] == [3, 2, 1]
+    with pytest.raises(RouteTakenError):
+        await functions.add_version_and_activate(new("other", routes=["/b"]))
+    with pytest.raises(FunctionNotFoundError):
+        await functions.versions("gone")
+    assert await functions.next_version("gone") == 5
+    for version in (2, 1):
+        await functions.rollback("b", expected=version)
+    with pytest.raises(VersionNotFoundError):
+        await functions.rollback_target("one")
+    last = (await state.audit.entries("gone"))[0]
+    assert (last.at, last.action, last.detail) == (9.0, "remove", {"version": 4})
+    assert [key.name for key in await state.access.keys()] == ["ci"]
     await state.aclose()
 
 

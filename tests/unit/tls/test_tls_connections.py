@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import json
 import logging
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
+import uvloop
 from aiohttp import web
 from certificates import Certificate, self_signed
 
+from faas import tls_site
 from faas.gateway.call import RequestBody
 from faas.gateway.ending import Patience
-from faas.gateway.http import Server, TlsSite
+from faas.gateway.http import Server
 from faas.gateway.lane import Answer, Lane, Reply, Serve
 from faas.tls import ServerCertificate
+from faas.tls_site import TlsSite
 
 LONG_S = 3600.0
 GET = b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -33,10 +39,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 class Running:
     """A server on a free port of this machine."""
 
-    def __init__(self, server: Server, port: int, files: Certificate) -> None:
+    def __init__(self, server: Server, port: int, files: Certificate, site: Any) -> None:
         self.server = server
         self.port = port
         self.files = files
+        self.site = site
 
     async def connect(self, *, limit: int = 1 << 16) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection("127.0.0.1", self.port, ssl=self.files.trusted(), limit=limit)
@@ -75,7 +82,7 @@ async def running(
     site = TlsSite(runner, listening, context=certificate.context, handshake_timeout_s=handshake_timeout_s, backlog=10)
     await site.start()
     try:
-        yield Running(server, listening.getsockname()[1], files)
+        yield Running(server, listening.getsockname()[1], files, site)
     finally:
         await runner.cleanup()
 
@@ -400,9 +407,79 @@ async def raw_exchange(port: int, data: bytes) -> bytes:
         writer.close()
 
 
-@pytest.mark.parametrize(
-    "data", [GET, b"\x00" * 50, b"\x16\x03\x01\xff\xff" + b"x" * 50], ids=["http", "zeros", "nonsense"]
-)
+@pytest.mark.parametrize("loop_of", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_plain_http_is_told_to_come_with_tls_and_others_are_served(
+    files: Certificate, loop_of: Callable[[], asyncio.AbstractEventLoop], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def told() -> None:
+        async with running(files, scheme) as one:
+            for request in (GET, b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9000000\r\n\r\n" + b"x" * 200_000):
+                head, _, body = (await raw_exchange(one.port, request)).partition(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+                assert b"\r\nConnection: close" in head
+                assert json.loads(body)["code"] == "malformed-request"
+                assert b"https://" in body
+            assert one.server.n_open == 0
+            reader, writer = await one.connect()
+            writer.write(GET)
+            await read_reply(reader)
+            writer.close()
+
+    with asyncio.Runner(loop_factory=loop_of) as runner:
+        runner.run(told())
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_who_says_nothing_is_hung_up_on(files: Certificate) -> None:
+    async with running(files, scheme, handshake_timeout_s=0.05) as one:
+        assert await raw_exchange(one.port, b"") == b""
+
+
+async def test_who_says_nothing_yet_is_hung_up_on_when_the_site_is_closed(files: Certificate) -> None:
+    async with running(files, scheme) as one:
+        reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
+        other, other_writer = await one.connect()  # which was accepted behind it
+        await one.site.stop()
+        assert await reader.read() == b""
+        writer.close()
+        other_writer.write(GET)  # and what was there goes on
+        await read_reply(other)
+        other_writer.close()
+
+
+async def test_nothing_is_accepted_for_a_while_when_descriptors_are_used_up(
+    files: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls_site, "PAUSE_S", 0.01)
+    async with running(files, scheme) as one:
+        listening = one.site._server._listening
+        exhausted = Exhausted(listening)
+        one.site._server._listening = exhausted
+        reader, writer = await one.connect()
+        assert exhausted.n_failed == 1
+        writer.write(GET)
+        await read_reply(reader)
+        writer.close()
+
+
+class Exhausted:
+    """A listening socket for which there is no descriptor the first time."""
+
+    def __init__(self, listening: socket.socket) -> None:
+        self._listening = listening
+        self.n_failed = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._listening, name)
+
+    def accept(self) -> Any:
+        if not self.n_failed:
+            self.n_failed += 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return self._listening.accept()
+
+
+@pytest.mark.parametrize("data", [b"\x00" * 50, b"\x16\x03\x01\xff\xff" + b"x" * 50], ids=["zeros", "nonsense"])
 async def test_what_is_no_tls_is_hung_up_on_without_a_word_in_the_log(
     files: Certificate, data: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -76,6 +76,12 @@ async def test_a_bug_in_a_handler_is_an_internal_error_without_its_text() -> Non
     assert "secret" not in caught.value.message
 
 
+def test_questions_and_answers_do_not_show_what_they_carry() -> None:
+    shown = repr(Ask(1, "op", {"secrets": {"TOKEN": "geheim"}})) + repr(Answer(1, value=b"geheim"))
+    assert "geheim" not in shown
+    assert "op" in shown
+
+
 async def test_an_unknown_operation_is_an_error() -> None:
     with pytest.raises(InternalError, match="nobody answers 'f'"):
         await Wire({}, {}).here.ask("f")

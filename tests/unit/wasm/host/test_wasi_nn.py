@@ -190,6 +190,7 @@ def test_a_prompt_is_answered_at_once(guest: FakeGuest) -> None:
         "output_tokens": 3,
         "llama_build_number": 8757,
         "llama_commit": "c0ffee",
+        "context_tokens": 512,
     }
     guest.ok("unload", 0)
     guest.ok("finalize_execution_context", 0)

@@ -286,6 +286,7 @@ async def test_a_prompt_is_answered_with_text_and_counts(guest: FakeGuest, name:
         "output_tokens": 3,
         "llama_build_number": 8757,
         "llama_commit": "c0ffee",
+        "context_tokens": 512,
     }
 
 
