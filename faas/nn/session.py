@@ -452,7 +452,8 @@ class NnContext:
         build, commit = (hello.build, hello.commit) if hello is not None else (0, "")
         return (
             f'{{"input_tokens": {context.n_input or 0}, "output_tokens": {context.n_output}, '
-            f'"llama_build_number": {build}, "llama_commit": {json.dumps(commit)}}}'
+            f'"llama_build_number": {build}, "llama_commit": {json.dumps(commit)}, '
+            f'"context_tokens": {self._context_size(context)}}}'
         ).encode()
 
     # --- tensors that are kept outside of the guest's memory ---------------------------------------------------------

@@ -15,8 +15,10 @@ import os
 import random
 import threading
 from array import array
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Final
 
 import msgspec
 
@@ -33,11 +35,20 @@ WINDOW = 8
 LETTERS = b"abcdefghijklmnopqrstuvwxyz .,"
 
 
+class Scripted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An ``answer``, then EOG, to every prompt in which all of ``when`` occur."""
+
+    answer: str
+    when: tuple[str, ...] = ()
+
+
 class FakeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
     What a fake model is like.
 
-    ``answers`` maps a prompt to the text that follows it, then EOG. ``eog_every``: about one token in so many is EOG.
+    ``answers`` maps a prompt to the text that follows it, then EOG. ``script``: the first entry that the prompt has all
+    words of is the answer; under a JSON schema that it does not conform to, the generation fails.
+    ``eog`` is the text of the token that ends answers; ``eog_every``: about one token in so many is EOG.
     With ``ignore_eos`` there is no EOG, unless a grammar admits nothing else any more, as with llama.cpp.
     ``gate`` names a file: each decode waits until it exists, so that a test owns the time. ``fail_after``: the batch
     after so many fails, once.
@@ -46,6 +57,8 @@ class FakeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     needs_bytes: int = 1000
     n_ctx: int = 512
     answers: dict[str, str] = {}
+    script: tuple[Scripted, ...] = ()
+    eog: str = "<eog>"
     eog_every: int = 0
     gate: str = ""
     fail_after: int = 0
@@ -59,9 +72,21 @@ class FakeSampler:
         self.random = random.Random(sampling.seed)
         self.allowed = _alternatives(sampling)
         self.written = b""
+        self.scripted: bytes | None = None
+        self.is_looked_up = False  # in the script
 
     def accept_prompt(self, tokens: Sequence[int]) -> None:
         """There are no penalties here."""
+
+    def admits(self, answer: bytes) -> bool:
+        """Return whether the grammar, if there is one, lets the model say *answer*."""
+        if self.sampling.json_schema:
+            schema = json.loads(self.sampling.json_schema)
+            try:
+                return _conforms(json.loads(answer), schema, schema)
+            except ValueError:
+                return False
+        return self.allowed is None or answer in self.allowed
 
     def close(self) -> None:
         """There is nothing to free."""
@@ -86,34 +111,35 @@ class FakeModel:
         self.architecture = "fake"
         self.description = "a fake model"
         self.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
-        self.bos, self.eos = "<bos>", "<eog>"
+        self.bos, self.eos = "<bos>", file.eog
         self.bos_token = BOS
         self.pooling = "none"
         self.resident_bytes = file.needs_bytes
         self.eog = frozenset({EOG})
         self._answers = {prompt.encode(): text.encode() for prompt, text in file.answers.items()}
+        self._script = [(tuple(w.encode() for w in one.when), one.answer.encode()) for one in file.script]
+        self._eog_text = file.eog.encode()
         self._sequences: dict[int, list[tuple[int, int]]] = {}  # sequence -> its (token, cell), by position
+        self._users: Counter[int] = Counter()  # cell -> how many sequences have it
         self._next_cell = 0
         self._rows: list[tuple[int, int, int]] = []
-        self._contexts: dict[int, list[int]] = {}  # row -> tokens up to and with it
+        self._ends: list[tuple[int, int]] = []  # row -> its sequence, and that one's length with it
         self._n_decodes = 0
 
     def tokenize(self, text: bytes, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Return one token a byte; ``<eog>`` is special."""
+        """Return one token a byte; the text of EOG is special."""
         tokens: list[int] = [BOS] if add_special else []
         while text:
-            if parse_special and text.startswith(b"<eog>"):
+            plain, special, text = text.partition(self._eog_text) if parse_special else (text, b"", b"")
+            tokens += plain
+            if special:
                 tokens.append(EOG)
-                text = text[5:]
-            else:
-                tokens.append(text[0])
-                text = text[1:]
         return tokens
 
     def piece(self, token: int, *, special: bool) -> bytes:
         """Return the byte."""
         if token >= BOS:
-            return {BOS: b"<bos>", EOG: b"<eog>"}[token] if special else b""
+            return {BOS: b"<bos>", EOG: self._eog_text}[token] if special else b""
         return bytes([token])
 
     def new_sampler(self, sampling: Sampling) -> FakeSampler:
@@ -144,27 +170,39 @@ class FakeModel:
         assert len(self._rows) <= self.n_batch
         if self.cells_used + len(self._rows) > self.n_cells:
             return Decoded.NO_ROOM
-        self._contexts = {}
-        for row, (token, position, sequence) in enumerate(self._rows):
+        self._ends = []
+        for token, position, sequence in self._rows:
             held = self._sequences.setdefault(sequence, [])
             assert len(held) == position, f"sequence {sequence} is at {len(held)}, not at {position}"
-            held.append((token, self._next_cell))
-            self._next_cell += 1
-            self._contexts[row] = [one for one, _ in held]
+            held.append((token, self._take_cell()))
+            self._ends.append((sequence, len(held)))
         return Decoded.OK
+
+    def _take_cell(self) -> int:
+        cell = self._next_cell
+        self._next_cell += 1
+        self._users[cell] = 1
+        return cell
 
     @property
     def cells_used(self) -> int:
         """How many cells some sequence has."""
-        return len({cell for held in self._sequences.values() for _, cell in held})
+        return len(self._users)
 
     def sample(self, rows: Sequence[int], samplers: Sequence[FakeSampler]) -> list[int]:
         """Return the tokens that follow."""
-        return [self._sample(self._contexts[row], sampler) for row, sampler in zip(rows, samplers, strict=True)]
+        return [self._sample(self._ends[row], sampler) for row, sampler in zip(rows, samplers, strict=True)]
 
-    def _sample(self, context: list[int], sampler: FakeSampler) -> int:
-        token = self._next(context, sampler)
-        if sampler.allowed is not None:
+    def _sample(self, end: tuple[int, int], sampler: FakeSampler) -> int:
+        scripted = self._scripted(end, sampler)
+        if scripted is not None:
+            if not sampler.admits(scripted):
+                return DEAD_END
+            n_written = len(sampler.written)
+            token = scripted[n_written] if n_written < len(scripted) else EOG
+        else:
+            token = self._next(self._context(end), sampler)
+        if sampler.allowed is not None and scripted is None:
             wanted = [text for text in sampler.allowed if text.startswith(sampler.written)]
             if not wanted:
                 return DEAD_END
@@ -173,6 +211,18 @@ class FakeModel:
         if token < BOS:
             sampler.written += bytes([token])
         return token
+
+    def _context(self, end: tuple[int, int]) -> list[int]:
+        sequence, length = end
+        return [token for token, _ in self._sequences[sequence][:length]]
+
+    def _scripted(self, end: tuple[int, int], sampler: FakeSampler) -> bytes | None:
+        if self._script and not sampler.is_looked_up:
+            sampler.is_looked_up = True
+            prompt = b"".join(self.piece(token, special=True) for token in self._context(end))
+            found = (answer for when, answer in self._script if all(word in prompt for word in when))
+            sampler.scripted = next(found, None)
+        return sampler.scripted
 
     def _next(self, context: list[int], sampler: FakeSampler) -> int:
         text = bytes(token for token in context if token < BOS)
@@ -200,10 +250,16 @@ class FakeModel:
         assert not self._sequences.get(target)
         assert len(self._sequences[source]) >= n_tokens
         self._sequences[target] = self._sequences[source][:n_tokens]
+        self._users.update(cell for _, cell in self._sequences[target])
 
     def trim(self, sequence: int, n_tokens: int) -> None:
         """Give cells back."""
-        self._sequences[sequence] = self._sequences.get(sequence, [])[:n_tokens]
+        held = self._sequences.get(sequence, [])
+        for _, cell in held[n_tokens:]:
+            self._users[cell] -= 1
+            if not self._users[cell]:
+                del self._users[cell]
+        self._sequences[sequence] = held[:n_tokens]
 
     def saved_size(self, sequence: int) -> int:
         """Return four bytes a token."""
@@ -219,8 +275,7 @@ class FakeModel:
         tokens = array("i", saved.tobytes())
         if self.cells_used + len(tokens) > self.n_cells:
             return False
-        self._sequences[sequence] = [(token, self._next_cell + n) for n, token in enumerate(tokens)]
-        self._next_cell += len(tokens)
+        self._sequences[sequence] = [(token, self._take_cell()) for token in tokens]
         return True
 
     def can_trim(self) -> bool:
@@ -285,9 +340,8 @@ def _alternatives(sampling: Sampling) -> list[bytes] | None:
     if sampling.json_schema:
         try:
             schema = json.loads(sampling.json_schema)
-            properties = schema.get("properties", {})
-            return [json.dumps({name: _value(kind) for name, kind in properties.items()}).encode()]
-        except (ValueError, KeyError, AttributeError) as exc:
+            return [json.dumps(_value(schema, schema)).encode()]
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as exc:
             raise GrammarInvalidError(f"the JSON schema can't be followed: {exc}; simplify it") from exc
     if not sampling.grammar:
         return None
@@ -298,8 +352,68 @@ def _alternatives(sampling: Sampling) -> list[bytes] | None:
     return [option[1:-1].encode() for option in options]
 
 
-def _value(kind: dict[str, str]) -> object:
-    return {"string": "x", "integer": 1, "number": 0.5, "boolean": True}[kind["type"]]
+_CHECKS: Final[dict[str, Callable[[Any], bool]]] = {
+    "null": lambda value: value is None,
+    "boolean": lambda value: isinstance(value, bool),
+    "integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+    "string": lambda value: isinstance(value, str),
+    "array": lambda value: isinstance(value, list),
+    "object": lambda value: isinstance(value, dict),
+}
+
+
+def _value(schema: dict[str, Any], root: dict[str, Any]) -> object:
+    """Return the one value that the fake model knows to conform to *schema*."""
+    schema = _resolved(schema, root)
+    if "const" in schema or "enum" in schema:
+        return schema["const"] if "const" in schema else schema["enum"][0]
+    if options := schema.get("anyOf", schema.get("oneOf")):
+        return _value(options[0], root)
+    kind = schema.get("type", "object")
+    kind = kind if isinstance(kind, str) else kind[0]
+    if kind == "object":
+        return {name: _value(one, root) for name, one in schema.get("properties", {}).items()}
+    if kind == "array":
+        return [_value(schema["items"], root) for _ in range(schema.get("minItems", 0))]
+    if kind == "string":
+        return "x" * max(1, schema.get("minLength", 1))
+    return {"integer": max(1, schema.get("minimum", 1)), "number": 0.5, "boolean": True, "null": None}[kind]
+
+
+def _conforms(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> bool:
+    """Return whether *value* could have been written under a grammar made of *schema*."""
+    schema = _resolved(schema, root)
+    kinds = schema.get("type", [])
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    options = schema.get("anyOf", schema.get("oneOf", []))
+    if kinds and not any(_CHECKS[kind](value) for kind in kinds):
+        return False
+    if options and not any(_conforms(value, option, root) for option in options):
+        return False
+    if value not in schema.get("enum", [value]) or value != schema.get("const", value):
+        return False
+    if isinstance(value, list):
+        fits = schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value))
+        return bool(fits) and all(_conforms(one, schema.get("items", {}), root) for one in value)
+    if isinstance(value, str):
+        return bool(schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value)))
+    if isinstance(value, dict):
+        properties = schema.get("properties", {})
+        if not set(schema.get("required", ())) <= set(value) or (properties and not set(value) <= set(properties)):
+            return False
+        return all(_conforms(one, properties.get(name, {}), root) for name, one in value.items())
+    return True
+
+
+def _resolved(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
+    """Follow ``$ref``, within the document."""
+    while "$ref" in schema:
+        target: Any = root
+        for name in schema["$ref"].split("/")[1:]:
+            target = target[name]
+        schema = target
+    return schema
 
 
 def _hash(tokens: Sequence[int], salt: bytes) -> int:

@@ -228,13 +228,25 @@ impl Model {
     /// [`Error::BUSY`] when the prompt was not counted yet.
     pub fn usage(&self) -> Result<Usage, Error> {
         let json = self.output(METADATA, false)?;
-        let json = String::from_utf8_lossy(&json);
-        let number = |key: &str| -> u32 {
-            let rest = json.split(key).nth(1).unwrap_or("");
-            let digits = rest.trim_start_matches(|c| c == '"' || c == ':' || c == ' ');
-            digits.split(|c: char| !c.is_ascii_digit()).next().unwrap_or("").parse().unwrap_or(0)
-        };
-        Ok(Usage { input_tokens: number("input_tokens"), output_tokens: number("output_tokens") })
+        Ok(Usage { input_tokens: number(&json, "input_tokens"), output_tokens: number(&json, "output_tokens") })
+    }
+
+    /// How many tokens a text has, by the model's own tokenizer; as a prompt of its own,
+    /// with the token that some models put first. Special tokens in it count as one.
+    ///
+    /// # Errors
+    /// [`Error::BUSY`], [`Error::TOO_LARGE`].
+    pub fn count(&self, text: &str) -> Result<u32, Error> {
+        self.set_input(TEXT, text.as_bytes())?;
+        Ok(self.usage()?.input_tokens)
+    }
+
+    /// How many tokens prompt and answer may have together; 0 where the host does not say.
+    ///
+    /// # Errors
+    /// [`Error::BUSY`] when a prompt was set that was not counted yet.
+    pub fn context_tokens(&self) -> Result<u32, Error> {
+        Ok(number(&self.output(METADATA, false)?, "context_tokens"))
     }
 
     fn set_input(&self, index: u32, data: &[u8]) -> Result<(), Error> {
@@ -364,6 +376,14 @@ pub fn without_end(text: &str) -> &str {
         .trim_end()
 }
 
+/// The number under a key of the counts, which are a flat object; 0 if there is none.
+fn number(json: &[u8], key: &str) -> u32 {
+    let json = String::from_utf8_lossy(json);
+    let rest = json.split(key).nth(1).unwrap_or("");
+    let digits = rest.trim_start_matches(|c| c == '"' || c == ':' || c == ' ');
+    digits.split(|c: char| !c.is_ascii_digit()).next().unwrap_or("").parse().unwrap_or(0)
+}
+
 /// Reads `{"n_embedding": D, "embedding": [v0,v1,...]}`.
 fn parse_embedding(json: &[u8]) -> Option<Vec<f32>> {
     let json = std::str::from_utf8(json).ok()?;
@@ -471,6 +491,13 @@ mod tests {
         assert_eq!(without_end(" Paris.<|im_end|>\n"), "Paris.");
         assert_eq!(without_end("Paris."), "Paris.");
         assert_eq!(without_end("</s>"), "");
+    }
+
+    #[test]
+    fn counts_are_read() {
+        let json = br#"{"input_tokens": 3, "output_tokens": 12, "llama_commit": ""}"#;
+        assert_eq!((number(json, "input_tokens"), number(json, "output_tokens")), (3, 12));
+        assert_eq!(number(json, "context_tokens"), 0);
     }
 
     #[test]

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Hunks as text for a model, and packed into parts of a token budget.
+
+use crate::diff::{Hunk, Kind};
+
+/// A line that is longer is cut: nobody reviews data.
+const MAX_LINE_CHARS: usize = 400;
+
+/// A hunk of a file that is to be reviewed, and what it costs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Index of the file.
+    pub file: usize,
+    pub hunk: Hunk,
+    pub tokens: u64,
+}
+
+/// What one call reviews.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Part {
+    pub pieces: Vec<Piece>,
+    pub tokens: u64,
+}
+
+/// The hunk with the numbers of its new lines.
+pub fn render(hunk: &Hunk) -> String {
+    let mut out = format!("@@ line {} @@ {}\n", hunk.new_start, cut(&hunk.section));
+    for (number, line) in hunk.numbered() {
+        let (number, mark) = match (number, line.kind) {
+            (Some(number), Kind::Added) => (number.to_string(), '+'),
+            (Some(number), _) => (number.to_string(), ' '),
+            (None, _) => (String::new(), '-'),
+        };
+        out += &format!("{number:>5} {mark} {}\n", cut(&line.text));
+        if line.unended {
+            out += "        (no newline at end of file)\n";
+        }
+    }
+    out
+}
+
+fn cut(text: &str) -> String {
+    let text: String = text.chars().map(|c| if c.is_control() && c != '\t' { ' ' } else { c }).collect();
+    match text.char_indices().nth(MAX_LINE_CHARS) {
+        Some((end, _)) => format!("{} (cut)", &text[..end]),
+        None => text,
+    }
+}
+
+/// How many lines the pieces of a hunk may have so that each is likely within the budget; `None` when it is one line.
+pub fn lines_within(hunk: &Hunk, tokens: u64, budget: u64) -> Option<usize> {
+    if hunk.lines.len() < 2 {
+        return None;
+    }
+    // Lines are not alike: four fifths of the budget, and at least two pieces.
+    let lines = hunk.lines.len() as u64 * budget * 4 / (tokens.max(1) * 5);
+    Some((lines as usize).clamp(1, (hunk.lines.len() + 1) / 2))
+}
+
+/// Packs pieces in their order: a part ends where the next piece would be over the budget.
+pub fn pack(pieces: Vec<Piece>, budget: u64) -> Vec<Part> {
+    let mut parts: Vec<Part> = Vec::new();
+    for piece in pieces {
+        match parts.last_mut() {
+            Some(part) if part.tokens + piece.tokens <= budget => {
+                part.tokens += piece.tokens;
+                part.pieces.push(piece);
+            }
+            _ => parts.push(Part { tokens: piece.tokens, pieces: vec![piece] }),
+        }
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diff::parse;
+
+    fn piece(file: usize, tokens: u64) -> Piece {
+        Piece { file, hunk: parse("@@ -1 +1 @@\n-a\n+b").remove(0), tokens }
+    }
+
+    #[test]
+    fn lines_have_the_numbers_that_findings_name() {
+        let hunk = &parse("@@ -9,2 +9,2 @@ fn f()\n a\n-b\n+\tB\u{1b}[1m\n\\ No newline at end of file")[0];
+        assert_eq!(
+            render(hunk),
+            "@@ line 9 @@ fn f()\n    9   a\n      - b\n   10 + \tB [1m\n        (no newline at end of file)\n"
+        );
+        let long = &parse(&format!("@@ -0,0 +1 @@\n+{}", "\u{e4}".repeat(500)))[0];
+        assert!(render(long).ends_with("\u{e4} (cut)\n"));
+    }
+
+    #[test]
+    fn parts_keep_the_order_and_the_budget() {
+        let parts = pack(vec![piece(0, 40), piece(0, 50), piece(1, 20), piece(2, 300), piece(3, 1)], 100);
+        let shape: Vec<(u64, Vec<usize>)> =
+            parts.iter().map(|part| (part.tokens, part.pieces.iter().map(|piece| piece.file).collect())).collect();
+        assert_eq!(shape, [(90, vec![0, 0]), (20, vec![1]), (300, vec![2]), (1, vec![3])]);
+        assert_eq!(pack(vec![], 100), []);
+    }
+
+    #[test]
+    fn a_hunk_is_split_until_it_can_not_be() {
+        let text: String = (0..100).map(|number| format!("+{number}\n")).collect();
+        let hunk = &parse(&format!("@@ -0,0 +1,100 @@\n{text}"))[0];
+        assert_eq!(lines_within(hunk, 1000, 250), Some(20));
+        assert_eq!(lines_within(hunk, 251, 250), Some(50));
+        assert_eq!(lines_within(&hunk.split(1)[0], 1000, 250), None);
+        assert_eq!(lines_within(&hunk.split(2)[0], 1_000_000, 1), Some(1));
+    }
+}
