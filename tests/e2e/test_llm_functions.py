@@ -18,7 +18,8 @@ from hosting import FUNCTIONS, Host, Reply, until, wasm
 
 from faas.artifacts.bundle import pack_bundle
 
-PATIENCE_S = 50.0
+PATIENCE_S = 150.0
+pytestmark = pytest.mark.timeout(180)  # a model on processors that others use, too
 SCHEMA = {
     "type": "object",
     "properties": {
