@@ -10,7 +10,7 @@ SAMPLES := functions/hello-c functions/hello-rust functions/echo-c functions/ech
 # Large, so they are there once `make components` has built them.
 BUILT = $(foreach name,json-schema html-template,$(if $(wildcard functions/$(name)/$(name).wasm),functions/$(name)))
 
-.PHONY: run models test check format functions functions-check components loadtest soak bench bench-table bench-start bench-warm bench-density bench-overload bench-models bench-llm bench-crash bench-traffic bench-jobs bench-kv bench-hosts demo-review lock clean help
+.PHONY: run models test check format functions functions-check components loadtest soak bench bench-table bench-start bench-warm bench-density bench-overload bench-models bench-llm bench-crash bench-traffic bench-jobs bench-kv bench-hosts bench-review demo-review lock clean help
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -110,6 +110,9 @@ bench-kv: $(VENV)/.dev ## what an operation on a key-value store takes (2 minute
 
 bench-hosts: $(VENV)/.dev ## two hosts on one PostgreSQL: deploys that reach both, kill -9 of one under load (1 minute)
 	$(BIN)/python -m loadtest.hosts
+
+bench-review: $(VENV)/.dev $(VENV)/.models ## one review's model calls side by side and one after another (5 minutes)
+	$(BIN)/python -m loadtest.review
 
 demo-review: $(VENV)/.run $(VENV)/.models ## a pull request is reviewed on a fake GitHub by functions and the resident model
 	$(BIN)/python -m faas.testing.demo_review $(if $(COMMIT),--commit $(COMMIT))
