@@ -14,13 +14,14 @@ from pathlib import Path
 from urllib.request import urlopen
 
 from faas.cli.client import AdminClient
-from faas.testing.demo_review import SECRET, Running, change_of, deploy_agent, running_host
+from faas.testing.demo_review import SECRET, Running, deploy_agent, running_host
 from faas.testing.github import FakeGitHub, GitHubServer, Repository, deliver, running_github
 from loadtest.report import Finding, findings_table
 from loadtest.report import console as new_console
 
+N_FILES = 4
 PART_TOKENS = 250
-"""So that the demo's pull request has several parts."""
+"""So that each file is a part of its own."""
 SIDE_BY_SIDE = 4
 LIMIT_S = 600.0
 _TOKENS = re.compile(r'^faas_model_tokens_total\{model="default",kind="(\w+)"\} (\S+)$', re.MULTILINE)
@@ -53,8 +54,7 @@ def main() -> int:
         running_host(Path(folder)) as host,
     ):
         path = asyncio.run(deploy_agent(host.access, server.url, token="token", secret=SECRET))
-        change = change_of("", None)
-        repository = server.github.repository("octo/faas", change.base)
+        repository = server.github.repository("octo/faas", {})
         console.print("the first review, which finds nothing in the prefix cache ...")
         first = asyncio.run(_review(server, repository, host, path, SIDE_BY_SIDE))
         for number in range(2 * args.rounds):
@@ -67,11 +67,10 @@ def main() -> int:
 
 
 async def _review(server: GitHubServer, repository: Repository, host: Running, path: str, parallel: int) -> Review:
-    change = change_of("", None)
-    values = {"PARALLEL": str(parallel), "CHUNK_TOKENS": str(PART_TOKENS)}
+    values = {"PARALLEL": str(parallel), "CHUNK_TOKENS": str(PART_TOKENS), "MAX_FINDINGS": "4"}
     async with AdminClient(host.access) as client:
         await client.tell("PATCH", "/api/functions/review-bot/config", {"values": values})
-    pull = repository.open_pull(change.title, change.diff)
+    pull = repository.open_pull("Add shapes", _diff())
     before = _tokens(host)
     began = time.perf_counter()
     event = server.github.pull_request_event(pull, "opened")
@@ -89,6 +88,20 @@ async def _review(server: GitHubServer, repository: Repository, host: Running, p
         raise RuntimeError(f"the review ended as {state} with {len(pull.comments)} comments")
     after = _tokens(host)
     return Review(parallel, took_s, {kind: after[kind] - before.get(kind, 0) for kind in after})
+
+
+def _diff() -> str:
+    """Return a change of ``N_FILES`` new files of some lines each, all different."""
+    files = []
+    for number in range(N_FILES):
+        lines = [
+            f"+def area_{number}_{line}(width, height):\n+    return width * height / {line}" for line in range(12)
+        ]
+        files.append(
+            f"diff --git a/shape_{number}.py b/shape_{number}.py\nnew file mode 100644\n--- /dev/null\n"
+            f"+++ b/shape_{number}.py\n@@ -0,0 +1,{2 * len(lines)} @@\n" + "\n".join(lines) + "\n"
+        )
+    return "".join(files)
 
 
 def _tokens(host: Running) -> dict[str, float]:

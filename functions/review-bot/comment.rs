@@ -4,7 +4,8 @@
 
 use crate::findings::Finding;
 
-/// GitHub's own limit, of characters.
+/// GitHub's own limit, of characters by its word; bytes are counted here, and an end of a line as two, so that it holds
+/// however GitHub counts.
 pub const MAX_COMMENT: usize = 65_536;
 
 const MARKER: &str = "<!-- faas-review-bot v1 head=";
@@ -47,7 +48,7 @@ pub fn short(head: &str) -> &str {
     head.get(..7).unwrap_or(head)
 }
 
-/// The comment, of at most [`MAX_COMMENT`] characters.
+/// The comment, of at most [`MAX_COMMENT`] bytes.
 pub fn render(view: &View) -> String {
     let reviewed = if view.reviewed.is_empty() { "none" } else { &view.reviewed };
     let mut page = Page { text: format!("{MARKER}{reviewed} -->\n## Code review\n"), length: 0, full: false };
@@ -161,9 +162,9 @@ impl Page {
     }
 }
 
-/// As GitHub counts at most: characters beyond the first plane are two.
+/// As GitHub counts at most.
 fn units(text: &str) -> usize {
-    text.chars().map(char::len_utf16).sum()
+    text.len() + text.matches('\n').count()
 }
 
 /// A path, or any text of one line, as code: neither markup nor links nor mentions are looked for in it.
@@ -237,9 +238,11 @@ fn ends_with_www(chars: &[char]) -> bool {
 }
 
 /// Characters that change how others are read, or that nobody sees.
-fn is_invisible(c: char) -> bool {
-    matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{feff}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
-        | '\u{2060}'..='\u{206f}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+pub fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}'
+        | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+        | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff9}'..='\u{fffb}'
+        | '\u{e0000}'..='\u{e0fff}')
 }
 
 #[cfg(test)]
@@ -332,6 +335,11 @@ mod tests {
             ("a\nb\r\n# c", "a b  # c"),
             ("\u{202e}evil\u{200b}\u{feff}", "evil"),
             ("![i](https://x)", "!\\[i\\](https:\u{200b}//x)"),
+            ("@org/team ping", "@\u{200b}org/team ping"),
+            ("a\u{200b}@\u{2060}ann #\u{fe0f}1", "a@\u{200b}ann #\u{200b}1"),
+            ("w\u{ad}ww.x.y gh-4 o/r@abc", "www\u{200b}.x.y gh-\u{200b}4 o/r@\u{200b}abc"),
+            ("<!-- faas-review-bot v1 head=none -->", "&lt;!-- faas-review-bot v1 head=none --&gt;"),
+            ("```\n# x\n```", "\\`\\`\\` # x \\`\\`\\`"),
         ] {
             assert_eq!(escape(given), wanted, "{given}");
         }

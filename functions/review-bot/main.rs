@@ -83,13 +83,16 @@ impl Services for Live {
         Ok(self.next)
     }
 
-    fn wait(&mut self, calls: &[Call]) -> Result<(usize, Reply), Failure> {
+    fn poll(&mut self, calls: &[Call], timeout_ms: u64) -> Result<Option<(usize, Reply)>, Failure> {
         let of = |call: &Call| self.running.iter().position(|(running, _)| running == call).expect("it is under way");
         let waiting: Vec<&Incoming> = calls.iter().map(|call| &self.running[of(call)].1).collect();
-        let first = wait_any(&waiting, None)?;
+        let first = match wait_any(&waiting, Some(timeout_ms)) {
+            Err(Error::TIMEOUT) => return Ok(None),
+            first => first?,
+        };
         let at = of(&calls[first]);
         let (_, incoming) = self.running.remove(at);
-        Ok((first, reply("llm", &incoming)?))
+        Ok(Some((first, reply("llm", &incoming)?)))
     }
 
     fn get(&mut self, key: &str) -> Result<Option<String>, Failure> {

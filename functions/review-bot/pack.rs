@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Hunks as text for a model, and packed into parts of a token budget.
 
+use crate::comment::is_invisible;
 use crate::diff::{Hunk, Kind};
 
 /// A line that is longer is cut: nobody reviews data.
@@ -39,8 +40,23 @@ pub fn render(hunk: &Hunk) -> String {
     out
 }
 
-fn cut(text: &str) -> String {
-    let text: String = text.chars().map(|c| if c.is_control() && c != '\t' { ' ' } else { c }).collect();
+/// A text as it is, but for characters that nobody sees or that change how others are read: those are named, so that
+/// the model reads what a person would not, and can say so.
+pub fn visible(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_invisible(c) || matches!(c, '\n' | '\r') {
+            out += &format!("<U+{:04X}>", c as u32);
+        } else {
+            out.push(if c.is_control() && c != '\t' { ' ' } else { c });
+        }
+    }
+    out
+}
+
+/// One line, made visible, of a bounded length.
+pub fn cut(text: &str) -> String {
+    let text = visible(text);
     match text.char_indices().nth(MAX_LINE_CHARS) {
         Some((end, _)) => format!("{} (cut)", &text[..end]),
         None => text,
@@ -90,6 +106,12 @@ mod tests {
         );
         let long = &parse(&format!("@@ -0,0 +1 @@\n+{}", "\u{e4}".repeat(500)))[0];
         assert!(render(long).ends_with("\u{e4} (cut)\n"));
+    }
+
+    #[test]
+    fn what_nobody_sees_is_shown_to_the_model_by_name() {
+        assert_eq!(visible("a\u{202e}b\u{200b}\u{e0041}c\td\u{7}"), "a<U+202E>b<U+200B><U+E0041>c\td ");
+        assert_eq!(visible("a\nb \u{e4}\u{1f600}"), "a<U+000A>b \u{e4}\u{1f600}");
     }
 
     #[test]

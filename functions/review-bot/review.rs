@@ -12,7 +12,7 @@ use crate::files::File;
 use crate::findings::{bounded, merge, read_list, sort, Finding};
 use crate::json_out::{elements, integer, number, object, salvage, string, text, write};
 use crate::memory::{lock, Memory};
-use crate::pack::{lines_within, pack, render, Part, Piece};
+use crate::pack::{lines_within, pack, render, visible, Part, Piece};
 use crate::prompt::{self, Message};
 use crate::services::{Call, Failure, Reply, Services};
 use crate::skip::Patterns;
@@ -61,8 +61,11 @@ pub struct Outcome {
 
 /// No new calls begin when less time is left.
 const LAST_MS: u64 = 20_000;
-/// The comment is not edited more often, but at the end.
+/// The comment is not edited more often, but at the end; and the longer it takes, the less often: GitHub allows 500
+/// comments and edits an hour.
 const EDIT_EVERY_MS: u64 = 3_000;
+/// More text of diffs than that is not held at once; the budget of tokens ends long before.
+const MAX_PATCH_BYTES: usize = 3 * 1024 * 1024;
 /// What the model said about a part is kept for so long.
 const KEEP_MS: u64 = 24 * 3_600_000;
 const MAX_PAGES: u64 = 100;
@@ -118,12 +121,12 @@ fn locked(
             return Ok(ignored("asked for by someone without write access"));
         }
     }
-    let lock = lock(services, &target.key(), delivery.run, delivery.left_ms + LAST_MS)?;
-    let result = Review::begin(services, settings, delivery, target).and_then(|begun| match begun {
+    let mut held = lock(services, &target.key(), delivery.run)?;
+    let result = Review::begin(&mut held, settings, delivery, target).and_then(|begun| match begun {
         Begun::Review(mut review) => review.run(),
         Begun::Nothing(why) => Ok(ignored(why)),
     });
-    lock.release(services);
+    held.release();
     result
 }
 
@@ -320,8 +323,8 @@ impl<'a> Review<'a> {
             settings,
             target,
             head,
-            title: bounded(string(&pull, "title"), 200),
-            description: bounded(string(&pull, "body"), 800),
+            title: visible(&bounded(string(&pull, "title"), 200)),
+            description: visible(&bounded(string(&pull, "body"), 800)),
             memory,
             began_ms,
             ends_ms: began_ms + delivery.left_ms,
@@ -396,7 +399,8 @@ impl<'a> Review<'a> {
     /// Shows how far it is; nothing depends on it.
     fn progress(&mut self, status: &str, now: bool) {
         let time = self.services.now_ms();
-        if !now && time < self.edited_ms + EDIT_EVERY_MS {
+        let every_ms = EDIT_EVERY_MS.max(time.saturating_sub(self.began_ms) / 20);
+        if !now && time < self.edited_ms + every_ms {
             return;
         }
         self.edited_ms = time;
@@ -413,8 +417,9 @@ impl<'a> Review<'a> {
     fn gather(&mut self) -> Result<Vec<Finding>, Failure> {
         let pull = format!("{}/pulls/{}/files", self.target.base(), self.target.number);
         let mut whole: Vec<File> = Vec::new();
+        let mut room = MAX_PATCH_BYTES;
         let failed = pages(self.services, &pull, |page| {
-            whole.extend(File::page(page));
+            whole.extend(File::page(page, &mut room));
             true
         })?;
         if let Some(reply) = failed {
@@ -422,6 +427,10 @@ impl<'a> Review<'a> {
         }
         let fresh_start = self.memory.head.is_empty() || self.memory.head == self.head;
         let compared = if fresh_start { None } else { self.compared()? };
+        if compared.is_some() {
+            // Of the whole pull request no more than the names is needed then.
+            whole.iter_mut().for_each(|file| file.hunks = Vec::new());
+        }
         let known = std::mem::take(&mut self.memory.findings);
         let known: Vec<Finding> = known
             .into_iter()
@@ -462,12 +471,14 @@ impl<'a> Review<'a> {
     /// What changed since the last review; `None` when that can't be told any more.
     fn compared(&mut self) -> Result<Option<Vec<File>>, Failure> {
         let path = format!("{}/compare/{}...{}", self.target.base(), self.memory.head, self.head);
-        let mut files = Vec::new();
+        let (mut files, mut ahead, mut room) = (Vec::new(), false, MAX_PATCH_BYTES);
         let failed = pages(self.services, &path, |page| {
-            files.extend(File::page(page));
+            // After a rebase GitHub compares with what both have in common: other lines than those that were reviewed.
+            ahead = string(page, "status") == "ahead";
+            files.extend(File::page(page, &mut room));
             true
         })?;
-        Ok(if failed.is_none() && files.len() < MAX_COMPARED { Some(files) } else { None })
+        Ok(if failed.is_none() && ahead && files.len() < MAX_COMPARED { Some(files) } else { None })
     }
 
     // ---- the plan ---------------------------------------------------------------------------------------------------
@@ -827,7 +838,7 @@ impl<'a> Review<'a> {
         Ok(Some(task))
     }
 
-    /// What a tool finds. A tool that fails is no reason to end the review, but for GitHub's rate limit.
+    /// What a tool finds. A tool that fails, or finds GitHub's rate limit reached, is no reason to end the review.
     fn looked_up(&mut self, ask: &tools::Ask, path: &str) -> Result<String, Failure> {
         let reply = self.services.github("GET", &format!("{}{path}", self.target.base()), "")?;
         if reply.status < 300 {
@@ -895,6 +906,10 @@ impl<'a> Review<'a> {
 
     fn part_key(&self, parts: &[Part], at: usize) -> String {
         let mut shown = self.memory.head.clone();
+        // Who asks for a review wants one, not what was kept of the one before.
+        if let Cause::Asked { comment, .. } = self.target.cause {
+            shown += &format!(" {comment}");
+        }
         for piece in &parts[at].pieces {
             shown += &format!("\n{}\n{}", self.files[piece.file].path, render(&piece.hunk));
         }
@@ -1133,7 +1148,8 @@ fn publish(
         }
     }
     memory.pending = false;
-    memory.save(services, &key)
+    memory.save(services, &key)?;
+    services.delete(&format!("body/{key}"))
 }
 
 /// FNV-1a, to tell one part from another.

@@ -37,7 +37,15 @@ pub trait Services {
     /// Begins a request to `llm`; a GET when there is no body.
     fn begin(&mut self, path: &str, body: &str) -> Result<Call, Failure>;
     /// Waits until one of these is answered; says which, and the answer. It is not under way any more.
-    fn wait(&mut self, calls: &[Call]) -> Result<(usize, Reply), Failure>;
+    fn wait(&mut self, calls: &[Call]) -> Result<(usize, Reply), Failure> {
+        loop {
+            if let Some(answered) = self.poll(calls, u64::MAX)? {
+                return Ok(answered);
+            }
+        }
+    }
+    /// The same for so many milliseconds at most; `None` when none is answered by then.
+    fn poll(&mut self, calls: &[Call], timeout_ms: u64) -> Result<Option<(usize, Reply)>, Failure>;
     fn get(&mut self, key: &str) -> Result<Option<String>, Failure>;
     /// Stores a value; for so many milliseconds, or for good with 0.
     fn set(&mut self, key: &str, value: &str, ttl_ms: u64) -> Result<(), Failure>;

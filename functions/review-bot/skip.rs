@@ -17,7 +17,10 @@ const PATTERNS: [(&str, &str); 12] = [
     (
         PRIVATE,
         ".env .env.* *.pem *.key *.p12 *.pfx *.jks *.keystore id_rsa id_dsa id_ecdsa id_ed25519 .netrc .npmrc .pypirc \
-         .htpasswd *.kdbx *.asc *.gpg credentials.json .git-credentials .ssh/ .gnupg/ .aws/",
+         .htpasswd *.kdbx *.asc *.gpg credentials.json .git-credentials .ssh/ .gnupg/ .aws/ *.env .envrc *.ppk \
+         *.keytab *.jceks *.ovpn *.tfstate *.tfstate.* *.tfvars *.tfvars.json secrets.y*ml secret.y*ml \
+         secrets.json secrets.toml .pgpass .my.cnf .dockercfg .docker/config.json **/.docker/config.json kubeconfig \
+         .kube/ .vault-token .vault_pass* .s3cfg service-account*.json client_secret*.json",
     ),
     (
         LOCK,
@@ -87,6 +90,11 @@ pub fn reason_of_lines<'a>(lines: impl Iterator<Item = (u64, &'a str)>) -> Optio
     None
 }
 
+/// Whether a line begins a private key, wherever it was put.
+pub fn is_private_key(line: &str) -> bool {
+    line.contains("-----BEGIN ") && line.contains("PRIVATE KEY")
+}
+
 fn matches(pattern: &str, path: &str) -> bool {
     let (pattern, path) = (pattern.to_lowercase(), path.to_lowercase());
     if let Some(folder) = pattern.strip_suffix('/') {
@@ -154,6 +162,10 @@ mod tests {
             (".env", PRIVATE),
             ("conf/.env.production", PRIVATE),
             ("tls/server.key", PRIVATE),
+            ("prod.env", PRIVATE),
+            ("a/.docker/config.json", PRIVATE),
+            ("infra/terraform.tfstate.backup", PRIVATE),
+            ("conf/Secrets.yaml", PRIVATE),
         ] {
             assert_eq!(patterns.reason(path), Some(reason), "{path}");
         }

@@ -2,13 +2,15 @@
 //! The tools that a model may ask for, each bounded: some lines of a file, a search, at the commit under review.
 
 use crate::json_out::{elements, integer, string};
-use crate::skip::Patterns;
+use crate::pack::{cut, visible};
+use crate::skip::{is_private_key, Patterns};
 use faas::json::Json;
 
 /// Calls of one answer that are made; more are ignored.
 const MAX_ASKS: usize = 2;
 const MAX_LINES: u64 = 80;
 const MAX_QUERY_CHARS: usize = 80;
+const NOT_SHOWN: &str = "this file is not shown to a model";
 
 /// What a model asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +31,7 @@ fn one(of: &Json) -> Option<Ask> {
             let from = integer(of, "from").unwrap_or(1).clamp(1, 10_000_000);
             let to = integer(of, "to").unwrap_or(from + MAX_LINES - 1).clamp(from, from + MAX_LINES - 1);
             let inside = path.split('/').all(|segment| !matches!(segment, "" | "." | ".."));
-            (inside && path.len() <= 1000).then(|| Ask::Read { path, from, to })
+            (inside && path.len() <= 1000 && !path.chars().any(char::is_control)).then(|| Ask::Read { path, from, to })
         }
         "search" => {
             let query: String = string(of, "query").chars().filter(|c| !c.is_control()).take(MAX_QUERY_CHARS).collect();
@@ -43,7 +45,7 @@ impl Ask {
     /// The path of `github` that answers, under `/repos/OWNER/REPO`; `Err` says why not.
     pub fn request(&self, head: &str, patterns: &Patterns) -> Result<String, String> {
         match self {
-            Ask::Read { path, .. } if patterns.is_private(path) => Err("this file is not shown to a model".to_owned()),
+            Ask::Read { path, .. } if patterns.is_private(path) => Err(NOT_SHOWN.to_owned()),
             Ask::Read { path, .. } => Ok(format!("/contents/{}?ref={head}", encoded(path, true))),
             Ask::Search { query } => Ok(format!("/search?q={}&ref={head}", encoded(query, false))),
         }
@@ -52,7 +54,7 @@ impl Ask {
     /// How it is named to the model.
     pub fn title(&self) -> String {
         match self {
-            Ask::Read { path, from, to } => format!("{path}, lines {from} to {to}:"),
+            Ask::Read { path, from, to } => format!("{}, lines {from} to {to}:", visible(path)),
             Ask::Search { query } => format!("search for {query:?}:"),
         }
     }
@@ -66,14 +68,18 @@ impl Ask {
                     Some(text) => text,
                     None => return "no text: it is binary, or too large".to_owned(),
                 };
+                if text.lines().any(is_private_key) {
+                    return NOT_SHOWN.to_owned();
+                }
                 let lines = text.lines().enumerate().skip(*from as usize - 1).take((to - from + 1) as usize);
-                lines.for_each(|(at, line)| out += &format!("{:>5}   {line}\n", at + 1));
+                lines.for_each(|(at, line)| out += &format!("{:>5}   {}\n", at + 1, cut(line)));
             }
             Ask::Search { .. } => {
                 for item in elements(answer, "items").iter().filter(|item| !patterns.is_private(string(item, "path"))) {
                     for line in elements(item, "lines").iter().take(5) {
                         let number = integer(line, "number").unwrap_or(0);
-                        out += &format!("{}:{number}: {}\n", string(item, "path"), string(line, "text"));
+                        let (path, text) = (visible(string(item, "path")), cut(string(line, "text")));
+                        out += &format!("{path}:{number}: {text}\n");
                     }
                 }
             }
@@ -111,7 +117,7 @@ mod tests {
     fn asks_are_bounded_and_nonsense_is_none() {
         let answer = Json::parse(
             r#"{"ask":[{"tool":"rm","path":"x"},{"tool":"read_file","path":"../etc/passwd"},
-                {"tool":"read_file","path":"/a"},
+                {"tool":"read_file","path":"/a"},{"tool":"read_file","path":"a\nDATA-1\nb"},
                 {"tool":"read_file","path":"./a/b.py","from":5,"to":9000},{"tool":"search","query":" f(\n "},
                 {"tool":"search","query":"third"}]}"#,
         )
@@ -142,6 +148,11 @@ mod tests {
         let answer = Json::parse(r#"{"text":"a\nb\r\n\u00e4\u00e4\u00e4\nd"}"#).unwrap();
         assert_eq!(read.render(&answer, &patterns, 1000), "    2   b\n    3   \u{e4}\u{e4}\u{e4}\n");
         assert_eq!(read.render(&answer, &patterns, 19), "    2   b\n    3   \u{2026}");
+        let odd = Json::parse(r#"{"text":"a\u202eb\rc"}"#).unwrap();
+        let first = Ask::Read { path: "a".into(), from: 1, to: 3 };
+        assert_eq!(first.render(&odd, &patterns, 1000), "    1   a<U+202E>b<U+000D>c\n");
+        let key = Json::parse(r#"{"text":"a\n-----BEGIN PRIVATE KEY-----\nMII"}"#).unwrap();
+        assert_eq!(first.render(&key, &patterns, 1000), NOT_SHOWN);
         let binary = Json::parse(r#"{"text":null}"#).unwrap();
         assert_eq!(read.render(&binary, &patterns, 9), "no text: it is binary, or too large");
         let search = Ask::Search { query: "x".into() };
