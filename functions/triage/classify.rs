@@ -62,7 +62,7 @@ impl Verdict {
 
 pub fn classify(ticket: &Ticket) -> Result<Verdict, Failure> {
     let body = format!(
-        r#"{{"messages":[{{"role":"system","content":{}}},{{"role":"user","content":{}}}],"schema":{},"max_tokens":200}}"#,
+        r#"{{"messages":[{{"role":"system","content":{}}},{{"role":"user","content":{}}}],"schema":{}}}"#,
         json_string(SYSTEM),
         json_string(&ticket.text),
         SCHEMA
