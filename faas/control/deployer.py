@@ -169,15 +169,7 @@ class Deployer:
         try:
             await self._fleet.prepare(deployment)
         except FaasError as exc:
-            event(
-                _logger,
-                "refresh.not_prepared",
-                level=logging.ERROR,
-                function=deployment.function,
-                version=deployment.version,
-                code=exc.code,
-                reason=exc.message,
-            )
+            _log_unusable("refresh.not_prepared", deployment, exc)
 
     async def _follow(self, *, known_only: bool = False) -> bool:
         """Have workers serve what the state says; return False if, with *known_only*, that is a version they don't."""
@@ -591,14 +583,14 @@ class Deployer:
         try:
             await self._files.fetch(deployment)
         except ArtifactError as exc:
-            _log_not_restored(deployment, exc)
+            _log_unusable("restore.failed", deployment, exc)
 
     async def _renew(self, deployment: Deployment) -> None:
         """Compile a kept module for the engine of today, or log why that is not possible."""
         try:
             await self._recompile(deployment)
         except FaasError as exc:
-            _log_not_restored(deployment, exc)
+            _log_unusable("restore.failed", deployment, exc)
 
     async def _recompile(self, deployment: Deployment) -> Deployment:
         """Compile a kept module for the engine of today, and remember the new key."""
@@ -646,10 +638,10 @@ class Deployer:
                 exception(_logger, "store.sweep_failed", exc)
 
 
-def _log_not_restored(deployment: Deployment, exc: FaasError) -> None:
+def _log_unusable(what: str, deployment: Deployment, exc: FaasError) -> None:
     event(
         _logger,
-        "restore.failed",
+        what,
         level=logging.ERROR,
         function=deployment.function,
         version=deployment.version,

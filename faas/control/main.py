@@ -42,7 +42,7 @@ from faas.control.models import ModelRegistry
 from faas.control.modelserver import ModelSupervisor, why_no_models
 from faas.control.schedules import Scheduler
 from faas.control.settings import SettingsKeeper
-from faas.control.sharing import ANYTHING, Follower
+from faas.control.sharing import Follower
 from faas.control.stats import Counts
 from faas.control.supervisor import Supervisor
 from faas.control.vault import open_vault
@@ -52,7 +52,7 @@ from faas.log import event
 from faas.machine import forbid_dumps
 from faas.outbound.client import Client
 from faas.state.access import CHANGED as ACCESS_CHANGED
-from faas.state.database import Database
+from faas.state.database import ANYTHING, Database
 from faas.state.functions import CHANGED as FUNCTIONS_CHANGED
 from faas.state.kv import CHANGED as KV_CHANGED
 from faas.state.settings import CHANGED as SETTINGS_CHANGED

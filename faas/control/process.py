@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
@@ -33,6 +34,9 @@ class ChildProcess(Protocol):
         """End it at once; ProcessLookupError if it is gone already."""
 
 
+_OURS = frozenset(("FAAS_STATE",))
+"""Variables that no child needs, and that may hold a password."""
+
 Spawn = Callable[[bytes], Awaitable[ChildProcess]]
 """Starts a process and gives it the settings document on its stdin."""
 
@@ -48,6 +52,7 @@ async def spawn_python(arguments: tuple[str, ...], settings: bytes) -> ChildProc
         sys.executable,
         *arguments,
         stdin=asyncio.subprocess.PIPE,
+        env={name: value for name, value in os.environ.items() if name not in _OURS},
         stdout=2,  # stdout belongs to whoever started us; a child has nothing to say there
         # Ctrl-C in a terminal reaches only us: we end our children in order. Not a session of their own: Linux shares
         # processors between sessions (sched_autogroup), and one worker's guests held up the others for a second.

@@ -10,12 +10,11 @@ from faas.artifacts.store import ArtifactStore
 from faas.errors import ArtifactMissingError, FaasError
 from faas.invocation import Deployment
 from faas.log import event, exception
+from faas.state.database import ANYTHING
 from faas.state.state import State
 
 RETRY_S = 2.0
 """Until a change that could not be followed is looked at again."""
-ANYTHING = ""
-"""The topic that stands for all of them: notices may have been missed."""
 
 _logger = logging.getLogger(__name__)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 T = TypeVar("T")
+ANYTHING: Final = ""
+"""The topic that listeners hear when some may have been missed: whatever they keep may be old."""
 Row = tuple[Any, ...]
 
 

@@ -19,12 +19,10 @@ from psycopg.errors import DeadlockDetected, SerializationFailure
 
 from faas.errors import StateError
 from faas.log import event, exception
-from faas.state.database import Row, Session, T, Work
+from faas.state.database import ANYTHING, Row, Session, T, Work
 from faas.state.schema import MIGRATIONS, for_postgresql
 
 CHANNEL: Final = "faas"
-ANYTHING: Final = ""
-"""The topic that listeners hear when some may have been missed: whatever they keep may be old."""
 CONNECTIONS: Final = 8
 MAX_TRIES: Final = 10
 """Of a transaction that stood in another one's way."""
