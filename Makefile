@@ -10,7 +10,7 @@ SAMPLES := functions/hello-c functions/hello-rust functions/echo-c functions/ech
 # Large, so they are there once `make components` has built them.
 BUILT = $(foreach name,json-schema html-template,$(if $(wildcard functions/$(name)/$(name).wasm),functions/$(name)))
 
-.PHONY: run models test check format functions functions-check components loadtest soak bench bench-table bench-start bench-warm bench-density bench-overload bench-models bench-llm bench-crash bench-traffic bench-jobs bench-kv bench-hosts bench-review demo-review lock clean help
+.PHONY: run models test test-slow check format functions functions-check components loadtest soak bench bench-table bench-start bench-warm bench-density bench-overload bench-models bench-llm bench-crash bench-traffic bench-jobs bench-kv bench-hosts bench-review demo-review lock clean help
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -46,6 +46,9 @@ run: $(VENV)/.run ## start the host with the sample functions and print URLs
 
 test: $(VENV)/.dev ## run the test suite
 	$(BIN)/pytest
+
+test-slow: $(VENV)/.dev $(VENV)/.models ## tests that the suite leaves out because they take minutes: reviews by the real model (10 minutes)
+	$(BIN)/pytest --slow -m slow
 
 check: $(VENV)/.dev ## ruff, mypy strict, import-linter
 	$(BIN)/ruff check .

