@@ -11,6 +11,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from urllib.request import urlopen
 
 from faas.cli.client import AdminClient
@@ -25,20 +26,27 @@ PART_TOKENS = 250
 SIDE_BY_SIDE = 4
 LIMIT_S = 600.0
 _TOKENS = re.compile(r'^faas_model_tokens_total\{model="default",kind="(\w+)"\} (\S+)$', re.MULTILINE)
+_STEPS = re.compile(r'^faas_model_decode_steps_total\{model="default"\} (\S+)$', re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Review:
-    """What one review took: seconds, and tokens of the model by kind."""
+    """What one review took: seconds, tokens of the model by kind, and its steps."""
 
     parallel: int
     took_s: float
     tokens: dict[str, float]
+    steps: float
 
     @property
     def per_s(self) -> float:
-        """Generated tokens a second, over the whole review."""
+        """Generated tokens a second, over the whole review, its plan and its summary included."""
         return self.tokens["generated"] / self.took_s
+
+    @property
+    def per_step(self) -> float:
+        """Generated tokens a step of the model: above 1 only where calls are decoded together."""
+        return self.tokens["generated"] / self.steps
 
 
 def main() -> int:
@@ -67,11 +75,11 @@ def main() -> int:
 
 
 async def _review(server: GitHubServer, repository: Repository, host: Running, path: str, parallel: int) -> Review:
-    values = {"PARALLEL": str(parallel), "CHUNK_TOKENS": str(PART_TOKENS), "MAX_FINDINGS": "4"}
+    values = {"PARALLEL": str(parallel), "CHUNK_TOKENS": str(PART_TOKENS), "TOOL_ROUNDS": "0"}
     async with AdminClient(host.access) as client:
         await client.tell("PATCH", "/api/functions/review-bot/config", {"values": values})
     pull = repository.open_pull("Add shapes", _diff())
-    before = _tokens(host)
+    before, steps = _counters(host)
     began = time.perf_counter()
     event = server.github.pull_request_event(pull, "opened")
     answer = await deliver(host.public_url + path, "pull_request", event, secret=SECRET)
@@ -86,8 +94,8 @@ async def _review(server: GitHubServer, repository: Repository, host: Running, p
     took_s = time.perf_counter() - began
     if state != "succeeded" or len(pull.comments) != 1:
         raise RuntimeError(f"the review ended as {state} with {len(pull.comments)} comments")
-    after = _tokens(host)
-    return Review(parallel, took_s, {kind: after[kind] - before.get(kind, 0) for kind in after})
+    after, steps_after = _counters(host)
+    return Review(parallel, took_s, {kind: n - before.get(kind, 0) for kind, n in after.items()}, steps_after - steps)
 
 
 def _diff() -> str:
@@ -104,10 +112,11 @@ def _diff() -> str:
     return "".join(files)
 
 
-def _tokens(host: Running) -> dict[str, float]:
-    # Counters come up once a second.
-    time.sleep(1.5)
-    return {kind: float(n) for kind, n in _TOKENS.findall(_get(f"{host.access.url}/metrics"))}
+def _counters(host: Running) -> tuple[dict[str, float], float]:
+    """Return the model's tokens by kind, and its steps, so far."""
+    time.sleep(1.5)  # counters come up once a second
+    page = _get(f"{host.access.url}/metrics")
+    return {kind: float(n) for kind, n in _TOKENS.findall(page)}, sum(map(float, _STEPS.findall(page)))
 
 
 def _get(url: str) -> str:
@@ -119,18 +128,20 @@ def _get(url: str) -> str:
 def _findings(first: Review, reviews: list[Review]) -> list[Finding]:
     alone = [review for review in reviews if review.parallel == 1]
     together = [review for review in reviews if review.parallel > 1]
-    ratio = _mean(together) / _mean(alone)
+    ratio = fmean(review.per_s for review in together) / fmean(review.per_s for review in alone)
+    batched = fmean(review.per_step for review in together) / fmean(review.per_step for review in alone)
     cached, prompt = first.tokens["cached"], first.tokens["prompt"]
     return [
         *(
             Finding(
                 f"{review.parallel} at once",
-                "review; generated tokens; tokens/s",
-                f"{review.took_s:.1f} s; {review.tokens['generated']:.0f}; {review.per_s:.1f}",
+                "review; generated tokens; tokens/s; tokens a step",
+                f"{review.took_s:.1f} s; {review.tokens['generated']:.0f}; {review.per_s:.1f}; {review.per_step:.2f}",
             )
             for review in reviews
         ),
         Finding("overlap", f"tokens/s, {SIDE_BY_SIDE} at once beside one", f"{ratio:.2f} x", "> 1", ratio > 1),
+        Finding("batches", f"tokens a step, {SIDE_BY_SIDE} at once beside one", f"{batched:.2f} x", "> 1", batched > 1),
         Finding(
             "prefix",
             "first review: prompt tokens shared between its calls",
@@ -139,10 +150,6 @@ def _findings(first: Review, reviews: list[Review]) -> list[Finding]:
             cached > 0,
         ),
     ]
-
-
-def _mean(reviews: list[Review]) -> float:
-    return sum(review.per_s for review in reviews) / len(reviews)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,12 @@ Tree = Mapping[str, bytes]
 NO_NEWLINE = "\\ No newline at end of file"
 _HUNK = re.compile(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
 _CONTEXT_LINES = 3
+_LINK_MODE = " 120000"
 _ESCAPES = {"n": 10, "t": 9, "r": 13, "a": 7, "b": 8, "f": 12, "v": 11, '"': 34, "\\": 92}
+
+
+class Link(bytes):
+    """The content of a symbolic link: the path that it leads to."""
 
 
 class DiffError(ValueError):
@@ -55,6 +60,8 @@ class FileDiff:
     old_path: str = ""
     hunks: tuple[Hunk, ...] = ()
     binary: bool = False
+    link: bool = False
+    """Whether it is a symbolic link; git shows one that becomes a file as removed and added."""
 
     @property
     def before(self) -> str:
@@ -99,11 +106,12 @@ def _starts(lines: Sequence[str]) -> list[int]:
 
 def _file(lines: Sequence[str]) -> FileDiff:
     old, new = _names(lines[0])
-    status, renamed, binary = "modified", "", False
+    status, renamed, binary, link = "modified", "", False, False
     at = 1
     while at < len(lines) and not lines[at].startswith("@@"):
         line = lines[at]
         word, _, rest = line.partition(" ")
+        link = link or (word in ("new", "deleted", "index") and line.endswith(_LINK_MODE))
         if line.startswith("new file mode"):
             status = "added"
         elif line.startswith("deleted file mode"):
@@ -124,7 +132,7 @@ def _file(lines: Sequence[str]) -> FileDiff:
     if status == "modified" and not hunks and not binary:
         status = "changed"
     path = old if status == "removed" else new
-    return FileDiff(path, status, renamed, hunks, binary)
+    return FileDiff(path, status, renamed, hunks, binary, link)
 
 
 def _names(line: str) -> tuple[str, str]:
@@ -210,7 +218,8 @@ def guess_old(diff: FileDiff) -> bytes:
         expected = hunk.side("-")
         lines += ["\n"] * (hunk.old_start - (1 if expected else 0) - len(lines))
         lines += expected
-    return "".join(lines).encode()
+    content = "".join(lines).encode()
+    return Link(content) if diff.link else content
 
 
 def apply_diff(diffs: Sequence[FileDiff], old: Tree) -> dict[str, bytes]:
@@ -222,7 +231,8 @@ def apply_diff(diffs: Sequence[FileDiff], old: Tree) -> dict[str, bytes]:
         if diff.status in ("removed", "renamed"):
             new.pop(diff.before, None)
         if diff.status != "removed":
-            new[diff.path] = apply_file(diff, b"" if diff.status == "added" else old[diff.before])
+            made = apply_file(diff, b"" if diff.status == "added" else old[diff.before])
+            new[diff.path] = Link(made) if diff.link else made
     return new
 
 

@@ -24,6 +24,8 @@ import fnmatch
 import hashlib
 import hmac
 import json
+import math
+import posixpath
 import re
 import threading
 import time
@@ -39,16 +41,21 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from faas.manifest import Manifest
-from faas.testing.diffs import FileDiff, apply_diff, diff_trees, guess_old, parse_diff
+from faas.testing.diffs import FileDiff, Link, apply_diff, diff_trees, guess_old, parse_diff
 
 Change = str | Mapping[str, bytes | None]
-"""A unified diff, or new contents by path, None for a file that goes."""
+"""A unified diff, or new contents by path, ``Link`` for a symbolic link, None for a file that goes."""
 
 MAX_COMMENT_CHARS = 65_536
 MAX_PULL_FILES = 3000
 MAX_COMPARED_FILES = 300
 MAX_CONTENT_BYTES = 1024 * 1024
+MAX_SEARCHES = 10
+"""Of code, in a minute."""
+_SEARCH_WINDOW_S = 60
+_MAX_LINKS = 40
 _PUBLIC = ("https://api.github.com", "api.github.com")
+_SEARCH_PATH = "/search/code"
 _LEGACY_ROLES = {"maintain": "write", "triage": "read"}
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -100,18 +107,24 @@ class PullRequest:
     head_sha: str
     head_ref: str
     state: str = "open"
+    locked: bool = False
+    """Nobody may comment on it."""
     comments: list[Comment] = field(default_factory=list)
+    before_push: tuple[dict[str, Any], list[dict[str, Any]]] | None = None
+    """Its document and its files as they were before its last push."""
 
-    def push(self, change: Change, *, force: bool = False) -> str:
+    def push(self, change: Change, *, force: bool = False, keep: bool = False) -> str:
         """
         Put one more commit on it and return its SHA.
 
-        Args: *force* has it replace all that was there, and the commits before are gone, as after a rebase.
+        Args: *force* has it replace all that was there, as after a rebase; the commits before are gone, or with *keep*
+        still there, as on GitHub until they are collected.
         Raises: DiffError.
         """
         repository = self.repository
         parent = repository.commits[self.base_sha if force else self.head_sha]
-        if force:
+        self.before_push = repository.github.documents(self)
+        if force and not keep:
             for sha in repository.ancestors(self.head_sha):
                 if sha == self.base_sha:
                     break
@@ -288,6 +301,25 @@ class _Fault:
     gate: Gate | None = None
     after: bool = False
     hang_up: bool = False
+    lasting_s: float = 0
+    """How long it goes on once it has begun; its *times* do not count then."""
+    until_s: float = 0
+
+
+@dataclass
+class _Bucket:
+    """A rate limit of its own, beside that of everything else."""
+
+    left: int = 0
+    reset_s: float = 0
+
+
+@dataclass
+class _Lag:
+    pull: PullRequest
+    times: int
+    missing: bool
+    files: bool
 
 
 class FakeGitHub:
@@ -307,6 +339,8 @@ class FakeGitHub:
         self.requests: list[Recorded] = []
         self.max_patch_bytes = 1_000_000
         """A longer patch is left out of lists of files."""
+        self.max_searches = MAX_SEARCHES
+        """How many searches of code there may be in a minute, beside the limit of everything else."""
         self._now = now
         self._faults: list[_Fault] = []
         self._changed = threading.Condition()
@@ -316,6 +350,8 @@ class FakeGitHub:
         self._remaining = 5000
         self._reset_s = 0.0
         self._limit_status = 403
+        self._searches = _Bucket()
+        self._lags: list[_Lag] = []
 
     # --- what there is ----------------------------------------------------------------------------------------------
 
@@ -388,13 +424,30 @@ class FakeGitHub:
         *,
         retry_after_s: int | None = 60,
         status: int = 403,
-        times: int | None = 1,
+        times: int | None = None,
         skip: int = 0,
     ) -> None:
-        """Answer the secondary rate limit; without *retry_after_s* only its message tells. Else as for ``fail``."""
+        """
+        Answer the secondary rate limit from the next request on until *retry_after_s* is over, or just *times* times.
+
+        Without *retry_after_s* only its message tells, and nothing but *times* or ``heal`` ends it; else as for
+        ``fail``.
+        """
         message = "You have exceeded a secondary rate limit. Please wait a few minutes before you try again."
-        headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
-        self.fail(method, path, status, message=message, headers=headers, times=times, skip=skip)
+        fault = _Fault(method, path, skip, times, status, message)
+        if retry_after_s is not None:
+            fault.headers = {"Retry-After": str(retry_after_s)}
+            fault.lasting_s = retry_after_s if times is None else 0
+        self._faults.append(fault)
+
+    def lag(self, pull: PullRequest, times: int = 1, *, missing: bool = False, files: bool = False) -> None:
+        """
+        Answer the next *times* GETs of a pull request as it was before its last push, like a replica that is behind.
+
+        Args: *missing*, or a pull request that nobody has pushed to, is a 404; *files* has its list of files lag
+        instead.
+        """
+        self._lags.append(_Lag(pull, times, missing, files))
 
     def heal(self) -> None:
         """Forget all that was to go wrong; what is held goes on."""
@@ -403,6 +456,8 @@ class FakeGitHub:
             if fault.gate is not None:
                 fault.gate.open()
         self._remaining = self._limit
+        self._searches = _Bucket()
+        self._lags.clear()
 
     def _fault_of(self, method: str, path: str) -> _Fault | None:
         for fault in self._faults:
@@ -411,7 +466,14 @@ class FakeGitHub:
             if fault.skip:
                 fault.skip -= 1
                 continue
-            if fault.times is not None:
+            if fault.lasting_s:
+                fault.until_s = fault.until_s or self._now() + fault.lasting_s
+                left_s = fault.until_s - self._now()
+                if left_s <= 0:
+                    fault.times = 0
+                    continue
+                fault.headers = {**fault.headers, "Retry-After": str(math.ceil(left_s))}
+            elif fault.times is not None:
                 fault.times -= 1
             return fault
         return None
@@ -492,8 +554,9 @@ class FakeGitHub:
             ("POST", repo + "/issues/{number}/comments", self._post_comment),
             ("GET", repo + "/issues/comments/{id}", self._get_comment),
             ("PATCH", repo + "/issues/comments/{id}", self._patch_comment),
+            ("DELETE", repo + "/issues/comments/{id}", self._delete_comment),
             ("GET", repo + "/collaborators/{login}/permission", self._get_permission),
-            ("GET", "/search/code", self._search),
+            ("GET", _SEARCH_PATH, self._search),
         ):
             app.router.add_route(method, path, handler)
         return app
@@ -538,9 +601,14 @@ class FakeGitHub:
                 request.transport.abort()
             return web.Response()  # goes nowhere
         response.headers["X-GitHub-Media-Type"] = "github.v3; format=json"
-        response.headers["X-RateLimit-Limit"] = str(self._limit)
-        response.headers["X-RateLimit-Remaining"] = str(max(self._remaining, 0))
-        response.headers["X-RateLimit-Reset"] = str(int(self._reset_s or self._now() + 3600))
+        resource, limit, left, reset_s = "core", self._limit, self._remaining, self._reset_s
+        if request.path == _SEARCH_PATH:
+            resource, limit = "code_search", self.max_searches
+            left, reset_s = self._searches.left, self._searches.reset_s
+        response.headers["X-RateLimit-Resource"] = resource
+        response.headers["X-RateLimit-Limit"] = str(limit)
+        response.headers["X-RateLimit-Remaining"] = str(max(left, 0))
+        response.headers["X-RateLimit-Reset"] = str(int(reset_s or self._now() + 3600))
         if fault is not None:
             response.headers.update(fault.headers)
         return response
@@ -553,10 +621,18 @@ class FakeGitHub:
             raise RefusedError(401, "Requires authentication")
         if scheme.lower() not in ("bearer", "token") or not hmac.compare_digest(token.encode(), self.token.encode()):
             raise RefusedError(401, "Bad credentials")
+        exceeded = f"API rate limit exceeded for user ID {_user_id(self.login)}."
+        if request.path == _SEARCH_PATH:
+            if self._now() >= self._searches.reset_s:
+                self._searches = _Bucket(self.max_searches, int(self._now()) + _SEARCH_WINDOW_S)
+            if self._searches.left <= 0:
+                raise RefusedError(403, exceeded)
+            self._searches.left -= 1
+            return
         if self._reset_s and self._now() >= self._reset_s:
             self._remaining, self._reset_s = self._limit, 0.0
         if self._remaining <= 0:
-            raise RefusedError(self._limit_status, f"API rate limit exceeded for user ID {_user_id(self.login)}.")
+            raise RefusedError(self._limit_status, exceeded)
         self._remaining -= 1
 
     def _repository_of(self, request: web.Request) -> Repository:
@@ -579,17 +655,21 @@ class FakeGitHub:
     async def _get_repository(self, request: web.Request) -> web.Response:
         return web.json_response(self._repository(self._repository_of(request)))
 
+    def _seen(self, pull: PullRequest, *, files: bool) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Return the documents of a pull request as the replica has them that is asked this time."""
+        for lag in self._lags:
+            if lag.pull is pull and lag.files == files and lag.times > 0:
+                lag.times -= 1
+                if lag.missing or pull.before_push is None:
+                    raise RefusedError(404, "Not Found")
+                return pull.before_push
+        return self.documents(pull)
+
     async def _get_pull(self, request: web.Request) -> web.Response:
-        return web.json_response(self._pull(self._pull_of(request)))
+        return web.json_response(self._seen(self._pull_of(request), files=False)[0])
 
     async def _get_files(self, request: web.Request) -> web.Response:
-        pull = self._pull_of(request)
-        repository = pull.repository
-        files = [
-            self._file(repository, diff, pull.base_sha, pull.head_sha)
-            for diff in repository.changes(pull.base_sha, pull.head_sha)[:MAX_PULL_FILES]
-        ]
-        return _paged(request, files)
+        return _paged(request, self._seen(self._pull_of(request), files=True)[1])
 
     async def _get_comparison(self, request: web.Request) -> web.Response:
         repository = self._repository_of(request)
@@ -628,16 +708,25 @@ class FakeGitHub:
         commit = repository.resolve(request.query.get("ref") or repository.default_branch)
         accept = request.headers.get("Accept", "")
         if path in commit.tree and path not in repository.hidden:
-            content = commit.tree[path]
+            own = commit.tree[path]
+            content = _followed(commit.tree, path)
+            if content is None:
+                return web.json_response(self._entry(repository, path, own) | {"target": own.decode()})
             if "raw" in accept:
                 return web.Response(body=content, content_type="application/vnd.github.raw+json")
-            return web.json_response(self._content(repository, path, content))
+            return web.json_response(self._content(repository, path, own, content))
         inside = sorted(
             {name[len(path) + 1 if path else 0 :].split("/")[0] for name in commit.tree if _under(name, path)}
         )
         if not inside:
             raise RefusedError(404, "Not Found")
-        entries = [{"name": name, "path": f"{path}/{name}".lstrip("/")} for name in inside]
+        entries = []
+        for name in inside:
+            at = f"{path}/{name}".lstrip("/")
+            if at in commit.tree:
+                entries.append(self._entry(repository, at, commit.tree[at]))
+            else:
+                entries.append({"type": "dir", "name": name, "path": at, "size": 0})
         if "object" in accept:
             return web.json_response({"type": "dir", "path": path, "size": 0, "entries": entries})
         return web.json_response(entries)
@@ -648,6 +737,8 @@ class FakeGitHub:
 
     async def _post_comment(self, request: web.Request) -> web.Response:
         pull = self._pull_of(request)
+        if pull.locked:
+            raise RefusedError(403, "Unable to create comment because issue is locked.")
         made = self.comment(pull, self.login, await _comment_text(request))
         document = self._comment(pull, made)
         return web.json_response(document, status=201, headers={"Location": document["url"]})
@@ -669,6 +760,13 @@ class FakeGitHub:
             raise RefusedError(403, "Must have admin rights to Repository.")
         comment.history.append(text)
         return web.json_response(self._comment(pull, comment))
+
+    async def _delete_comment(self, request: web.Request) -> web.Response:
+        pull, comment = self._comment_of(request)
+        if comment.user != self.login:
+            raise RefusedError(403, "Must have admin rights to Repository.")
+        pull.comments.remove(comment)
+        return web.Response(status=204)
 
     async def _get_permission(self, request: web.Request) -> web.Response:
         repository, login = self._repository_of(request), request.match_info["login"]
@@ -726,6 +824,12 @@ class FakeGitHub:
             "html_url": f"https://github.com/{repository.full_name}",
         }
 
+    def documents(self, pull: PullRequest) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Return the document of a pull request as it is now, and those of its files."""
+        repository = pull.repository
+        changes = repository.changes(pull.base_sha, pull.head_sha)[:MAX_PULL_FILES]
+        return self._pull(pull), [self._file(repository, diff, pull.base_sha, pull.head_sha) for diff in changes]
+
     def _pull(self, pull: PullRequest) -> dict[str, Any]:
         repository = pull.repository
         owner = repository.full_name.partition("/")[0]
@@ -735,7 +839,7 @@ class FakeGitHub:
             "id": 10_000 + pull.number,
             "number": pull.number,
             "state": pull.state,
-            "locked": False,
+            "locked": pull.locked,
             "title": pull.title,
             "body": pull.body,
             "user": _user(pull.user),
@@ -779,15 +883,19 @@ class FakeGitHub:
             document["patch"] = diff.patch
         return document
 
-    def _content(self, repository: Repository, path: str, content: bytes) -> dict[str, Any]:
-        document = {
-            "type": "file",
+    def _entry(self, repository: Repository, path: str, own: bytes) -> dict[str, Any]:
+        return {
+            "type": "symlink" if isinstance(own, Link) else "file",
             "name": path.rpartition("/")[2],
             "path": path,
-            "sha": blob_sha(content),
-            "size": len(content),
+            "sha": blob_sha(own),
+            "size": len(own),
             "html_url": f"https://github.com/{repository.full_name}/blob/HEAD/{quote(path)}",
         }
+
+    def _content(self, repository: Repository, path: str, own: bytes, content: bytes) -> dict[str, Any]:
+        """A link to a file is answered as that file, with the link's path and SHA, as GitHub does."""
+        document = {**self._entry(repository, path, own), "type": "file", "size": len(content)}
         if len(content) > MAX_CONTENT_BYTES:
             return {**document, "encoding": "none", "content": ""}
         return {**document, "encoding": "base64", "content": base64.encodebytes(content).decode()}
@@ -807,6 +915,16 @@ class FakeGitHub:
 def blob_sha(content: bytes) -> str:
     """Return the SHA by which git knows a file of that content."""
     return hashlib.sha1(b"blob %d\x00" % len(content) + content).hexdigest()
+
+
+def _followed(tree: Mapping[str, bytes], path: str) -> bytes | None:
+    """Return the content of the file at *path*, links followed; None where they lead to no file of the tree."""
+    for _ in range(_MAX_LINKS):
+        content = tree.get(path)
+        if not isinstance(content, Link):
+            return content
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(path), content.decode()))
+    return None
 
 
 def _under(name: str, folder: str) -> bool:

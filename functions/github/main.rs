@@ -11,6 +11,7 @@
 //!     GET   /repos/O/R/issues/N/comments?page=P             {comments, next}
 //!     POST  /repos/O/R/issues/N/comments {body}             {id}
 //!     PATCH /repos/O/R/issues/comments/ID {body}            {id}
+//!     DELETE /repos/O/R/issues/comments/ID                  {}
 //!     GET   /repos/O/R/collaborators/USER/permission        {permission, role}
 //!
 //! Errors are {error, status}; 429 has Retry-After, and `uncertain` says that a POST
@@ -120,6 +121,12 @@ fn respond(wire: &dyn Wire, base: &str, request: &Request) -> Result<(u16, Strin
             let answer = api.send(&Ask { method: "PATCH", body: Some(comment(request)?), ..ask })?;
             Ok((200, shape::id(&answer.json()?)))
         }
+        ("DELETE", ["issues", "comments", id]) => {
+            let ask = at(format!("/issues/comments/{}", number(id)?));
+            api.send(&Ask { method: "DELETE", ..ask })?;
+            // GitHub's 204 has no body; callers of this function always get JSON.
+            Ok((200, "{}".to_owned()))
+        }
         ("GET", ["collaborators", user, "permission"]) => {
             let user = login(user)?;
             Ok((200, shape::permission(&api.send(&at(format!("/collaborators/{user}/permission")))?.json()?)))
@@ -223,7 +230,11 @@ fn comment(request: &Request) -> Result<String, Refusal> {
 
 // ----------------------------------------------------------------- files and searches --
 
-/// A file's text and size; no text where it is binary, over 1 MiB, or no file.
+/// A file's text and size; no text where it is binary, over 1 MiB, or no file, but a folder or a symbolic link.
+///
+/// GitHub follows a link to a file in the repository: it answers the target's content under the link's path, as
+/// type "file". A path that looks harmless would so show any other file. Only the SHA is still that of the link
+/// itself, so a text counts that has the SHA of the answer.
 fn contents(api: &Api, repo: &str, path: &str, reference: &str) -> Result<(Option<String>, f64), Refusal> {
     let ask = Ask::get(format!("/repos/{repo}/contents/{path}{reference}"));
     let json = api.send(&Ask { accept: "application/vnd.github.object+json", ..ask })?.json()?;
@@ -231,7 +242,9 @@ fn contents(api: &Api, repo: &str, path: &str, reference: &str) -> Result<(Optio
     let member = |name| json.get(name).and_then(Json::text);
     // Folders and submodules have no content, large files an encoding of "none".
     let encoded = if member("encoding") == Some("base64") { member("content") } else { None };
-    let text = encoded.and_then(text::base64).and_then(|bytes| String::from_utf8(bytes).ok());
+    let sha = member("sha").unwrap_or("");
+    let bytes = encoded.and_then(text::base64).filter(|bytes| text::blob_sha(bytes).eq_ignore_ascii_case(sha));
+    let text = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
     Ok((text.filter(|text| !text.contains('\0')), size))
 }
 
@@ -261,7 +274,7 @@ fn search(api: &Api, repo: &str, request: &Request) -> Result<(u16, String), Ref
         // Not there at that commit, or no text: then it is no find either.
         if let Ok((Some(text), _)) = contents(api, repo, &encoded, &reference) {
             let lines = lines_with(&text, &words);
-            if !lines.is_empty() {
+            if !lines.is_empty() && !text.lines().any(is_private_key) {
                 items.push((path.to_owned(), lines));
             }
         }
@@ -277,6 +290,11 @@ fn plain_words(query: &str) -> String {
         .map(|c| if c.is_control() || c == '"' || c == '\\' { ' ' } else { c })
         .collect();
     spaced.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Whether a line begins a private key: what else its file has is none of a caller's business either.
+fn is_private_key(line: &str) -> bool {
+    line.contains("-----BEGIN ") && line.contains("PRIVATE KEY")
 }
 
 fn lines_with(text: &str, words: &str) -> Vec<(usize, String)> {
@@ -315,6 +333,16 @@ mod tests {
         answer(200, &[], body)
     }
 
+    /// A file as GitHub's contents API has it.
+    fn file(content: &[u8]) -> String {
+        format!(
+            "{{\"type\": \"file\", \"size\": {}, \"sha\": \"{}\", \"encoding\": \"base64\", \"content\": \"{}\"}}",
+            content.len(),
+            text::blob_sha(content),
+            text::to_base64(content)
+        )
+    }
+
     #[test]
     fn everything_outside_of_the_table_is_refused_unsent() {
         for (method, path) in [
@@ -322,7 +350,8 @@ mod tests {
             ("GET", "/repos/o/r"), ("GET", "/repos/o/r/pulls"), ("GET", "/repos/o/r/pulls/x"),
             ("GET", "/repos/o/r/pulls/0"), ("GET", "/repos/o/r/pulls/+1"), ("GET", "/repos/o/r/pulls/99999999999999999"),
             ("PATCH", "/repos/o/r/pulls/1"), ("PUT", "/repos/o/r/pulls/1/merge"), ("GET", "/repos/o/r/pulls/1/commits"),
-            ("DELETE", "/repos/o/r/issues/comments/1"), ("GET", "/repos/o/r/issues/comments/1"),
+            ("DELETE", "/repos/o/r/issues/1/comments"), ("DELETE", "/repos/o/r/issues/comments/x"),
+            ("DELETE", "/repos/o/r/issues/comments"), ("DELETE", "/repos/o/r"), ("GET", "/repos/o/r/issues/comments/1"),
             ("POST", "/repos/o/r/issues/1/labels"), ("PUT", "/repos/o/r/contents/a"), ("GET", "/repos/o/r/contents"),
             ("PUT", "/repos/o/r/collaborators/u/permission"), ("GET", "/repos/o/r/collaborators/u"),
             ("GET", "/repos/../r/pulls/1"), ("GET", "/repos/o/../pulls/1"), ("GET", "/repos/o%2F/r/pulls/1"),
@@ -361,9 +390,9 @@ mod tests {
 
     #[test]
     fn paths_and_commits_are_encoded_anew() {
-        let file = ok("{\"type\": \"file\", \"size\": 3, \"encoding\": \"base64\", \"content\": \"w6RcCg==\"}");
+        let file = ok(&file("ä\\\n".as_bytes()));
         let (done, urls) = asked(vec![file], "/repos/o/r/contents/%C3%9Cb%20er/a+b%252e?ref=feature/x%26y");
-        assert_eq!(done.unwrap().1, "{\"text\":\"ä\\\\\\u000a\",\"size\":3}");
+        assert_eq!(done.unwrap().1, "{\"text\":\"ä\\\\\\u000a\",\"size\":4}");
         assert_eq!(urls, ["/repos/o/r/contents/%C3%9Cb%20er/a%2Bb%252e?ref=feature%2Fx%26y"]);
         let (_, urls) = asked(vec![ok("{}")], "/repos/o/r/compare/abc...topic%2Fone");
         assert_eq!(urls, ["/repos/o/r/compare/abc...topic%2Fone?per_page=1"]);
@@ -374,13 +403,36 @@ mod tests {
     #[test]
     fn what_is_no_text_is_null() {
         for (json, expected) in [
-            ("{\"size\": 2, \"encoding\": \"base64\", \"content\": \"AAE=\"}", "{\"text\":null,\"size\":2}"),
-            ("{\"size\": 1, \"encoding\": \"base64\", \"content\": \"/w==\"}", "{\"text\":null,\"size\":1}"),
+            (&*file(b"\0\x01"), "{\"text\":null,\"size\":2}"),
+            (&*file(b"\xff"), "{\"text\":null,\"size\":1}"),
             ("{\"size\": 2000000, \"encoding\": \"none\", \"content\": \"\"}", "{\"text\":null,\"size\":2000000}"),
-            ("{\"size\": 0, \"encoding\": \"base64\", \"content\": \"\"}", "{\"text\":\"\",\"size\":0}"),
+            (&*file(b""), "{\"text\":\"\",\"size\":0}"),
             ("{\"type\": \"dir\", \"entries\": []}", "{\"text\":null,\"size\":0}"),
         ] {
             assert_eq!(asked(vec![ok(json)], "/repos/o/r/contents/a").0.unwrap().1, expected);
+        }
+    }
+
+    #[test]
+    fn a_link_does_not_show_what_it_leads_to() {
+        // As recorded: the link's text is "a-file-with-content", the content that of the file.
+        let link = |sha: &str| {
+            format!("{{\"type\": \"file\", \"size\": 22, {sha}\"encoding\": \"base64\", \
+                     \"content\": \"dGhhbmtzIGZvciByZWFkaW5nIG1lCg==\\n\"}}")
+        };
+        let shown = "{\"text\":\"thanks for reading me\\u000a\",\"size\":22}";
+        let hidden = "{\"text\":null,\"size\":22}";
+        for (sha, expected) in [
+            ("\"sha\": \"dbb84a81d2b1b5eb4077c9b72b7497eb16ed9bf6\", ", hidden),
+            ("", hidden),
+            ("\"sha\": null, ", hidden),
+            ("\"sha\": \"\", ", hidden),
+            (&format!("\"sha\": \"{}\", ", text::blob_sha(b"thanks for reading me\n")), shown),
+        ] {
+            assert_eq!(asked(vec![ok(&link(sha))], "/repos/o/r/contents/a").0.unwrap().1, expected, "{sha}");
+            let found = ok("{\"items\": [{\"path\": \"a\", \"repository\": {\"full_name\": \"o/r\"}}]}");
+            let searched = asked(vec![found, ok(&link(sha))], "/repos/o/r/search?q=reading").0.unwrap().1;
+            assert_eq!(searched.contains("thanks"), expected == shown, "{sha}");
         }
     }
 
@@ -402,8 +454,7 @@ mod tests {
         let found = "{\"items\": [{\"path\": \"a b.rs\", \"repository\": {\"full_name\": \"O/r\"}},
             {\"path\": \"theirs\", \"repository\": {\"full_name\": \"o/other\"}},
             {\"path\": \"gone\", \"repository\": {\"full_name\": \"o/r\"}}]}";
-        // "one\nTwo x\nthree two X\n"
-        let file = "{\"size\": 22, \"encoding\": \"base64\", \"content\": \"b25lClR3byB4CnRocmVlIHR3byBYCg==\"}";
+        let file = &*file(b"one\nTwo x\nthree two X\n");
         let target = "/repos/o/r/search?q=two+x%22+repo:o/secret&ref=abc";
         let (done, urls) = asked(vec![ok(found), ok(file), answer(404, &[], "{}")], target);
         assert_eq!(done.unwrap().1, "{\"items\":[]}", "no line has all of the phrase");
@@ -421,6 +472,32 @@ mod tests {
             "{\"items\":[{\"path\":\"a b.rs\",\"lines\":[{\"number\":2,\"text\":\"Two x\"},\
              {\"number\":3,\"text\":\"three two X\"}]}]}"
         );
+    }
+
+    #[test]
+    fn a_search_finds_nothing_in_a_file_with_a_private_key() {
+        let found = "{\"items\": [{\"path\": \"a\", \"repository\": {\"full_name\": \"o/r\"}}]}";
+        for (head, shown) in [
+            ("-----BEGIN PRIVATE KEY-----", false),
+            ("key = '-----BEGIN OPENSSH PRIVATE KEY-----", false),
+            ("-----BEGIN PUBLIC KEY-----", true),
+        ] {
+            let text = format!("needle\n{head}\nMIIE\n");
+            let (done, _) = asked(vec![ok(found), ok(&file(text.as_bytes()))], "/repos/o/r/search?q=needle");
+            assert_eq!(done.unwrap().1.contains("\"number\":1"), shown, "{head}");
+        }
+    }
+
+    #[test]
+    fn a_comment_is_deleted_and_one_that_is_gone_is_a_404() {
+        let script = Script::new(vec![answer(502, &[], ""), answer(204, &[], "")]);
+        let target = "/repos/o/r/issues/comments/4";
+        assert_eq!(ask(&script, "DELETE", target, ""), Ok((200, "{}".to_owned())));
+        let sent = script.sent.borrow();
+        assert_eq!((sent[1].0.as_str(), sent[1].1.method), ("https://api.test/repos/o/r/issues/comments/4", "DELETE"));
+        assert_eq!(sent[1].1.body, None);
+        let gone = Script::new(vec![answer(404, &[], "{\"message\": \"Not Found\"}")]);
+        assert_eq!(ask(&gone, "DELETE", target, "").unwrap_err().status, 404);
     }
 
     #[test]

@@ -5,9 +5,9 @@
 //! is asked again without: `response_format` (the schema then goes into the prompt),
 //! `max_tokens` (`max_completion_tokens` instead), `temperature`, `seed`.
 
-use crate::contract::{Answer, Backend, Card, Chat, Counted, Embedded, Message, Refusal};
+use crate::contract::{plain_json, Answer, Backend, Card, Chat, Counted, Embedded, Message, Refusal};
 use crate::resident::cut_off;
-use crate::schema::{conforms, json_in, mend};
+use crate::schema::{conforms, is_strict, json_in, mend};
 use faas::json::Json;
 use faas::json_string;
 use faas::v1::{Error, Outgoing};
@@ -73,6 +73,7 @@ fn chat_body(model: &str, chat: &Chat, form: Form) -> String {
     messages.extend(chat.messages.iter().map(|(role, text)| message(role, text)));
     if let (true, Some(schema)) = (form.told, &schema) {
         // Behind the others: what they begin with is often cached.
+        let schema = plain_json(schema);
         let text = format!("Answer with JSON alone, without a fence, that conforms to this JSON schema: {schema}");
         messages.push(message("user", &text));
     }
@@ -88,7 +89,8 @@ fn chat_body(model: &str, chat: &Chat, form: Form) -> String {
     if let (true, Some(schema)) = (form.response_format, &schema) {
         body += ",\"response_format\":{\"type\":\"json_schema\",\"json_schema\":{\"name\":\"answer\",\"schema\":";
         body += schema;
-        body += ",\"strict\":true}}";
+        // In strict mode OpenAI refuses other schemas; without it, it follows them as well as it can.
+        body += &format!(",\"strict\":{}}}}}", chat.schema.as_ref().map_or(false, is_strict));
     }
     body + "}"
 }
@@ -111,6 +113,8 @@ fn refusal(status: u16, retry_after: Option<u64>, body: &str) -> Refusal {
     let message = format!("the endpoint answers {status}: {}", quoted(body));
     match status {
         429 => Refusal::retry(429, seconds, message),
+        // Its own fault or a gap of it, and often the same for the same request: asking for ever is no use.
+        500 | 501 => Refusal::new(502, message),
         500..=599 => Refusal::retry(503, seconds, message),
         400 | 413 | 422 => Refusal::new(status, message),
         401 | 403 => Refusal::new(
@@ -209,7 +213,7 @@ impl Backend for Endpoint {
         Err(Refusal::new(502, "the endpoint refused every form of the request; its last words are in no field known"))
     }
 
-    fn count(&self, texts: &[&str]) -> Result<Counted, Refusal> {
+    fn count(&self, texts: &[String]) -> Result<Counted, Refusal> {
         Ok(Counted { tokens: texts.iter().map(|text| estimate(text)).collect(), exact: false })
     }
 
@@ -218,7 +222,7 @@ impl Backend for Endpoint {
         Ok(Counted { tokens: vec![tokens], exact: false })
     }
 
-    fn embed(&self, texts: &[&str]) -> Result<Embedded, Refusal> {
+    fn embed(&self, texts: &[String]) -> Result<Embedded, Refusal> {
         let inputs: Vec<String> = texts.iter().map(|text| json_string(text)).collect();
         let body = format!("{{\"model\":{},\"input\":[{}]}}", json_string(&self.embed_model), inputs.join(","));
         let (status, retry_after, body) = self.post("/embeddings", &body)?;
@@ -226,12 +230,30 @@ impl Backend for Endpoint {
             return Err(refusal(status, retry_after, &body));
         }
         let vectors = embeddings(&body, texts.len()).ok_or_else(|| unreadable("embeddings"))?;
+        let vectors: Option<Vec<Vec<f32>>> = vectors.into_iter().map(normalised).collect();
+        let vectors = vectors.ok_or_else(|| {
+            Refusal::new(
+                502,
+                format!(
+                    "the endpoint's embeddings have a vector of length zero or beyond numbers; check that {:?} is a \
+                     model that makes them, and name another by LLM_EMBED_MODEL",
+                    self.embed_model
+                ),
+            )
+        })?;
         Ok(Embedded { vectors, model: self.embed_model.clone() })
     }
 
     fn card(&self) -> Result<Card, Refusal> {
         Ok(Card { model: self.model.clone(), context_tokens: self.context_tokens, resident: false })
     }
+}
+
+/// A vector of length 1, as those of resident models: callers compare them by the dot product alone.
+fn normalised(vector: Vec<f32>) -> Option<Vec<f32>> {
+    let length = vector.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
+    let is_one = length.is_finite() && length > 0.0;
+    is_one.then(|| vector.iter().map(|value| (f64::from(*value) / length) as f32).collect())
 }
 
 /// One vector for each input, of one length, in the order of the inputs whatever that of the answer is.
@@ -264,9 +286,28 @@ mod tests {
             concat!(
                 r#"{"model":"m","messages":[{"role":"user","content":"a\"b"}],"max_tokens":9,"temperature":0.5,"seed":3,"#,
                 r#""response_format":{"type":"json_schema","json_schema":{"name":"answer","schema":{"type":"object"},"#,
-                r#""strict":true}}}"#
+                r#""strict":false}}}"#
             )
         );
+    }
+
+    #[test]
+    fn strict_is_only_what_openai_takes_as_such() {
+        let properties = r#"{"type":"object","properties":{"a":{"type":"string"}},"additionalProperties":false"#;
+        for (required, strict) in [(r#","required":["a"]}"#, true), ("}", false)] {
+            let schema = format!("{properties}{required}");
+            let chat = Chat { schema: Json::parse(&schema), ..chat() };
+            let body = Json::parse(&chat_body("m", &chat, Form::FIRST)).unwrap();
+            let format = body.get("response_format").and_then(|format| format.get("json_schema")).unwrap();
+            assert_eq!(format.get("strict"), Some(&Json::Bool(strict)), "{schema}");
+        }
+    }
+
+    #[test]
+    fn a_schema_in_words_has_no_marks() {
+        let chat = Chat { schema: Json::parse(r#"{"enum":["<|im_end|>"]}"#), ..chat() };
+        let body = chat_body("m", &chat, Form { response_format: false, told: true, ..Form::FIRST });
+        assert!(!body.contains("<|") && body.contains(r#"\\u003c|im_end|>"#), "{body}");
     }
 
     #[test]
@@ -288,7 +329,13 @@ mod tests {
         let busy = refusal(429, Some(7), r#"{"error":{"message":"slow down"}}"#);
         assert_eq!((busy.status, busy.retry_after), (429, Some(7)));
         assert!(busy.message.ends_with("slow down"));
-        assert_eq!(refusal(500, None, "").status, 503);
+        for (status, told, retry_after) in [
+            (500, 502, None), (501, 502, None), (502, 503, Some(5)), (503, 503, Some(9)), (504, 503, Some(5)),
+            (529, 503, Some(9)),
+        ] {
+            let refused = refusal(status, retry_after.filter(|seconds| *seconds == 9), "");
+            assert_eq!((refused.status, refused.retry_after), (told, retry_after), "{status}");
+        }
         assert_eq!(refusal(401, None, "no").status, 502);
         assert_eq!(refusal(400, None, "no").status, 400);
         assert_eq!(quoted(&"x".repeat(1000)).len(), MAX_QUOTED);
@@ -302,6 +349,18 @@ mod tests {
         assert_eq!(embeddings(body, 3), None);
         assert_eq!(embeddings(body, 1), None);
         assert_eq!(embeddings("{}", 0), None);
+    }
+
+    #[test]
+    fn vectors_have_length_one_or_are_refused() {
+        assert_eq!(normalised(vec![3.0, -4.0]), Some(vec![0.6, -0.8]));
+        assert_eq!(normalised(vec![3e38, 3e38]).map(|vector| vector[0]), Some(0.5f32.sqrt()));
+        assert_eq!(normalised(vec![1e-40, 0.0]), Some(vec![1.0, 0.0]));
+        for vector in [vec![0.0, 0.0], vec![f32::INFINITY, 0.0], vec![f32::NAN], vec![]] {
+            assert_eq!(normalised(vector), None);
+        }
+        let body = r#"{"data":[{"index":0,"embedding":[1e999]}]}"#;
+        assert_eq!(embeddings(body, 1).map(|rows| normalised(rows[0].clone())), Some(None));
     }
 
     #[test]

@@ -15,15 +15,15 @@ pub struct Resident {
     pub embed_model: String,
 }
 
-/// Text that is shown to the model as nothing but text.
-fn plain(text: &str) -> String {
-    // chatml breaks up its own marks; the host would take this one for a picture, and refuse it.
-    text.replace("<|", "< |").replace("<img src=\"data:image/", "<img src= \"data:image/")
+/// Text that the host does not take for a picture, and refuse.
+fn without_pictures(text: &str) -> String {
+    text.replace("<img src=\"data:image/", "<img src= \"data:image/")
 }
 
 fn prompt(messages: &[Message]) -> String {
-    let plain: Vec<(&str, String)> = messages.iter().map(|(role, text)| (role.as_str(), plain(text))).collect();
-    let borrowed: Vec<(&str, &str)> = plain.iter().map(|(role, text)| (*role, text.as_str())).collect();
+    let texts: Vec<String> = messages.iter().map(|(_, text)| without_pictures(text)).collect();
+    let borrowed: Vec<(&str, &str)> =
+        messages.iter().zip(&texts).map(|((role, _), text)| (role.as_str(), text.as_str())).collect();
     chatml(&borrowed)
 }
 
@@ -101,17 +101,17 @@ impl Backend for Resident {
         })
     }
 
-    fn count(&self, texts: &[&str]) -> Result<Counted, Refusal> {
-        self.counted(&texts.iter().map(|text| plain(text)).collect::<Vec<_>>())
+    fn count(&self, texts: &[String]) -> Result<Counted, Refusal> {
+        self.counted(&texts.iter().map(|text| without_pictures(text)).collect::<Vec<_>>())
     }
 
     fn count_messages(&self, messages: &[Message]) -> Result<Counted, Refusal> {
         self.counted(&[prompt(messages)])
     }
 
-    fn embed(&self, texts: &[&str]) -> Result<Embedded, Refusal> {
+    fn embed(&self, texts: &[String]) -> Result<Embedded, Refusal> {
         let (model, refused) = self.load(&self.embed_model)?;
-        let vectors = texts.iter().map(|text| model.embed(&plain(text)));
+        let vectors = texts.iter().map(|text| model.embed(&without_pictures(text)));
         let vectors = vectors.collect::<Result<_, _>>().map_err(refused)?;
         Ok(Embedded { vectors, model: self.embed_model.clone() })
     }

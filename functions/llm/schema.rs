@@ -90,6 +90,50 @@ fn is_type(value: &Json, name: &str) -> bool {
     }
 }
 
+/// Keywords that OpenAI's strict mode refuses.
+const NOT_STRICT: &[&str] = &[
+    "allOf", "oneOf", "not", "if", "then", "else", "dependentRequired", "dependentSchemas", "patternProperties",
+    "default",
+];
+
+/// Whether OpenAI's strict mode takes `schema`: all properties of its objects are required, and no others admitted.
+///
+/// Source: platform.openai.com, "Structured model outputs", "Supported schemas".
+pub fn is_strict(schema: &Json) -> bool {
+    schema.get("type").and_then(Json::text) == Some("object") && schema.get("anyOf").is_none() && strict(schema)
+}
+
+fn strict(schema: &Json) -> bool {
+    let members = |name: &str| match schema.get(name) {
+        Some(Json::Object(members)) => members.as_slice(),
+        _ => &[],
+    };
+    let is = |wanted: &str| match schema.get("type") {
+        Some(Json::Text(name)) => name == wanted,
+        Some(Json::Array(names)) => names.iter().any(|name| name.text() == Some(wanted)),
+        _ => false,
+    };
+    let has_any = |names: &[&str]| names.iter().any(|name| schema.get(name).is_some());
+    if !has_any(&["type", "enum", "const", "anyOf", "$ref"]) || has_any(NOT_STRICT) {
+        return false;
+    }
+    if is("object") || schema.get("properties").is_some() {
+        let required = schema.get("required").and_then(Json::array).unwrap_or(&[]);
+        let is_required = |name: &String| required.iter().any(|one| one.text() == Some(name));
+        let is_closed = schema.get("additionalProperties") == Some(&Json::Bool(false));
+        let has_properties = matches!(schema.get("properties"), Some(Json::Object(_)));
+        if !(is_closed && has_properties && members("properties").iter().all(|(name, _)| is_required(name))) {
+            return false;
+        }
+    }
+    if is("array") && schema.get("items").is_none() {
+        return false;
+    }
+    let inner = ["properties", "$defs", "definitions"].into_iter().flat_map(members).map(|(_, one)| one);
+    let alternatives = schema.get("anyOf").and_then(Json::array).unwrap_or(&[]);
+    inner.chain(alternatives).chain(schema.get("items")).all(strict)
+}
+
 /// `#/$defs/name` and the like.
 fn resolve<'a>(reference: &str, root: &'a Json) -> Option<&'a Json> {
     let path = reference.strip_prefix('#')?;
@@ -213,6 +257,41 @@ mod tests {
         }
         let circle = Json::parse(r##"{"$ref":"#"}"##).unwrap();
         assert!(!conforms(&Json::Null, &circle));
+    }
+
+    #[test]
+    fn strict_schemas_require_all_that_they_admit() {
+        let object = |more: &str| format!(r#"{{"type":"object","properties":{{"a":{{"type":"string"}}}}{more}}}"#);
+        let closed = object(r#","required":["a"],"additionalProperties":false"#);
+        let around = |inner: &str| {
+            format!(r#"{{"type":"object","properties":{{"b":{inner}}},"required":["b"],"additionalProperties":false}}"#)
+        };
+        for (schema, strict) in [
+            (closed.clone(), true),
+            (object(r#","required":["a"]"#), false),
+            (object(r#","additionalProperties":false"#), false),
+            (object(r#","required":["b"],"additionalProperties":false"#), false),
+            (object(r#","required":["a"],"additionalProperties":{"type":"string"}"#), false),
+            (around(&closed), true),
+            (around(&object("")), false),
+            (around(&format!(r#"{{"type":"array","items":{closed}}}"#)), true),
+            (around(&format!(r#"{{"type":"array","items":{}}}"#, object(""))), false),
+            (around(r#"{"type":"array"}"#), false),
+            (around(&format!(r#"{{"anyOf":[{{"type":"null"}},{closed}]}}"#)), true),
+            (around(&format!(r#"{{"anyOf":[{{"type":"null"}},{}]}}"#, object(""))), false),
+            (around(&format!(r#"{{"oneOf":[{closed}]}}"#)), false),
+            (around(r#"{"type":["object","null"]}"#), false),
+            (around(r#"{"enum":["a","b"]}"#), true),
+            (around("{}"), false),
+            (around("true"), false),
+            (closed.replace(r#""type":"object","#, r##""type":"object","$defs":{"d":{"type":"object"}},"##), false),
+            (closed.replace("\"a\"", "\"properties\""), true),
+            (format!(r#"{{"type":"array","items":{closed}}}"#), false),
+            (r#"{"type":"object"}"#.to_owned(), false),
+            ("{}".to_owned(), false),
+        ] {
+            assert_eq!(is_strict(&Json::parse(&schema).unwrap()), strict, "{schema}");
+        }
     }
 
     #[test]

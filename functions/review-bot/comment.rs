@@ -102,8 +102,8 @@ fn sections(view: &View, page: &mut Page) -> usize {
             text += &format!("\n### {}\n\n", code(&finding.path));
         }
         let known = if known { ", reported before" } else { "" };
-        let (severity, line) = (finding.severity.name(), finding.line);
-        text += &format!("* **{severity}**, line {line}{known}: {}", escape(&finding.title));
+        let line = if finding.line > 0 { format!(", line {}", finding.line) } else { String::new() };
+        text += &format!("* **{}**{line}{known}: {}", finding.severity.name(), escape(&finding.title));
         if !finding.detail.is_empty() {
             text += &format!(" \u{2014} {}", escape(&finding.detail));
         }

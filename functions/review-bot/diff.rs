@@ -39,6 +39,11 @@ impl Hunk {
         self.lines.iter().filter(|line| line.kind != Kind::Added).count() as u64
     }
 
+    /// How many lines of the new version it has.
+    pub fn new_lines(&self) -> u64 {
+        self.lines.iter().filter(|line| line.kind != Kind::Removed).count() as u64
+    }
+
     /// Each line with its number in the new version; a removed one has none.
     pub fn numbered(&self) -> impl Iterator<Item = (Option<u64>, &Line)> {
         let mut next = self.new_start;
@@ -75,7 +80,7 @@ impl Hunk {
         let pieces = self.lines.chunks(max_lines.max(1)).map(|lines| {
             let piece = Hunk { old_start, new_start, section: self.section.clone(), lines: lines.to_vec() };
             old_start += piece.old_lines();
-            new_start += piece.lines.iter().filter(|line| line.kind != Kind::Removed).count() as u64;
+            new_start += piece.new_lines();
             piece
         });
         pieces.collect()
@@ -165,7 +170,6 @@ pub fn shift(hunks: &[Hunk], line: u64) -> Option<u64> {
     let mut moved = line as i64;
     for hunk in hunks {
         let old_lines = hunk.old_lines();
-        let new_lines = hunk.lines.iter().filter(|line| line.kind != Kind::Removed).count() as i64;
         if line < hunk.old_start || (old_lines == 0 && line == hunk.old_start) {
             break;
         }
@@ -182,7 +186,7 @@ pub fn shift(hunks: &[Hunk], line: u64) -> Option<u64> {
             }
             return None;
         }
-        moved += new_lines - old_lines as i64;
+        moved += hunk.new_lines() as i64 - old_lines as i64;
     }
     u64::try_from(moved).ok()
 }

@@ -7,8 +7,8 @@ use faas::json::Json;
 /// Why a review was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// The pull request was opened, reopened, pushed to, or made ready.
-    Pushed,
+    /// The pull request was opened, reopened, pushed to, or made ready; its last commit then, if that was said.
+    Pushed { head: String },
     /// Somebody wrote the trigger phrase, in the comment of that id.
     Asked { comment: u64, user: String },
 }
@@ -63,7 +63,8 @@ fn pushed(payload: &Json) -> Wanted {
     if pull.get("draft") == Some(&Json::Bool(true)) {
         return Wanted::Nothing("a draft");
     }
-    target(payload, integer(pull, "number"), Cause::Pushed)
+    let head = pull.get("head").map_or("", |head| string(head, "sha")).to_owned();
+    target(payload, integer(pull, "number"), Cause::Pushed { head })
 }
 
 fn asked(payload: &Json, trigger: &str) -> Wanted {
@@ -129,7 +130,7 @@ mod tests {
 
     fn pull(action: &str, draft: bool) -> Json {
         Json::parse(&format!(
-            r#"{{"action":"{action}","pull_request":{{"number":7,"draft":{draft}}},
+            r#"{{"action":"{action}","pull_request":{{"number":7,"draft":{draft},"head":{{"sha":"abc"}}}},
                 "repository":{{"full_name":"Ann/re.po"}}}}"#
         ))
         .unwrap()
@@ -155,7 +156,7 @@ mod tests {
                 nothing => panic!("{action}: {nothing:?}"),
             };
             assert_eq!((target.base().as_str(), target.key().as_str()), ("/repos/Ann/re.po", "ann/re.po/7"));
-            assert_eq!(target.cause, Cause::Pushed);
+            assert_eq!(target.cause, Cause::Pushed { head: "abc".to_owned() });
         }
         for action in ["closed", "labeled", "edited", ""] {
             assert_eq!(read("pull_request", &pull(action, false), "/review"), Wanted::Nothing("another action"));

@@ -57,6 +57,18 @@ impl File {
         format!("{} ({status}, +{} -{})", visible(&self.path), self.added, self.removed)
     }
 
+    /// Whether no model may see it: by its name, the name that it had, or a private key in its diff.
+    pub fn is_private(&self, patterns: &Patterns) -> bool {
+        // Its diff shows what it was, too.
+        let mut every = self.hunks.iter().flat_map(|hunk| &hunk.lines);
+        patterns.is_private(&self.path) || patterns.is_private(&self.before) || every.any(|line| is_private_key(&line.text))
+    }
+
+    /// Whether it was changed, and its diff is not here.
+    pub fn is_untold(&self) -> bool {
+        self.crowded || (!self.shown && self.added + self.removed > 0)
+    }
+
     /// Why it is not reviewed, if it is not.
     pub fn reason(&self, patterns: &Patterns) -> Option<&'static str> {
         let changes = self.added + self.removed;
@@ -66,9 +78,7 @@ impl File {
         if let Some(reason) = patterns.reason(&self.path) {
             return Some(reason);
         }
-        // Its diff shows what it was, too.
-        let every = || self.hunks.iter().flat_map(|hunk| &hunk.lines);
-        if patterns.is_private(&self.before) || every().any(|line| is_private_key(&line.text)) {
+        if self.is_private(patterns) {
             return Some(PRIVATE);
         }
         if self.status == "renamed" && changes == 0 {

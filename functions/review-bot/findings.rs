@@ -30,7 +30,7 @@ impl Severity {
     }
 }
 
-/// One thing to look at, on a line of the new version.
+/// One thing to look at, on a line of the new version; line 0 where nobody can tell it any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     pub path: String,
@@ -73,16 +73,24 @@ impl Finding {
         ])
     }
 
-    /// Whether both say the same about the same: in the same file the same words, or most of them nearby. A line may
-    /// have moved, and a model rarely words a thing twice alike.
-    pub fn is_like(&self, other: &Finding) -> bool {
-        if self.path != other.path {
-            return false;
-        }
-        let (own, others) = (words(&self.title), words(&other.title));
-        let (common, all) = (own.intersection(&others).count(), own.union(&others).count());
+    /// Whether both say the same about the same place: most of their words nearby, since a model rarely words a thing
+    /// twice alike. The same words further away are another finding: one mistake can be made twice.
+    pub fn is_same(&self, other: &Finding) -> bool {
         let near = self.line.max(other.line) - self.line.min(other.line) <= NEAR_LINES;
-        own == others || 10 * common >= 9 * all || (near && 10 * common >= 6 * all)
+        let unplaced = self.line == 0 || other.line == 0;
+        self.path == other.path && if unplaced { self.is_like(other) } else { near && self.shares(other, 6) }
+    }
+
+    /// The same where a line may have moved to anywhere in its file.
+    pub fn is_like(&self, other: &Finding) -> bool {
+        let near = self.line.max(other.line) - self.line.min(other.line) <= NEAR_LINES;
+        self.path == other.path && self.shares(other, if near { 6 } else { 9 })
+    }
+
+    /// Whether so many tenths of the titles' words are in both.
+    fn shares(&self, other: &Finding, tenths: usize) -> bool {
+        let (own, others) = (words(&self.title), words(&other.title));
+        10 * own.intersection(&others).count() >= tenths * own.union(&others).count()
     }
 }
 
@@ -100,7 +108,7 @@ pub fn merge(mut found: Vec<Finding>) -> Vec<Finding> {
     sort(&mut found);
     let mut kept: Vec<Finding> = Vec::new();
     for finding in found {
-        if !kept.iter().any(|other| other.is_like(&finding)) {
+        if !kept.iter().any(|other| other.is_same(&finding)) {
             kept.push(finding);
         }
     }
@@ -186,5 +194,8 @@ mod tests {
         assert!(one.is_like(&finding("a", 12, Severity::High, "missing check of return value")));
         assert!(!one.is_like(&finding("a", 99, Severity::High, "no check of return value")));
         assert!(!one.is_like(&finding("b", 10, Severity::Low, "missing check of the return value")));
+        let again = finding("a", 500, Severity::Low, "Missing check of the return value");
+        assert!(one.is_like(&again) && !one.is_same(&again));
+        assert!(one.is_same(&Finding { line: 0, ..again }));
     }
 }

@@ -2,12 +2,14 @@
 //! What is kept of a pull request between reviews, and the lock that keeps two of them apart.
 
 use crate::findings::Finding;
-use crate::json_out::{elements, integer, number, object, string, write};
+use crate::json_out::{elements, integer, number, object, string, text, write};
 use crate::services::{Call, Failure, Reply, Services};
 use faas::json::Json;
 
 /// More findings than that are not remembered.
 const MAX_FINDINGS: usize = 200;
+/// Nor more paths of either kind: values of a store are bounded.
+const MAX_PATHS_BYTES: usize = 100 * 1024;
 
 /// What is known of a pull request that nobody pushes to is forgotten then: the store is bounded. The comment and its
 /// marker stay.
@@ -24,19 +26,33 @@ pub struct Memory {
     pub asked: u64,
     /// What was reported and is, as far as known, still there.
     pub findings: Vec<Finding>,
+    /// Paths that should have been read and were not: over the budget, or the model failed. The next review reads them.
+    pub unread: Vec<String>,
+    /// Paths of files that no model may see.
+    pub private: Vec<String>,
     /// The review is done and kept, but perhaps not in the comment yet.
     pub pending: bool,
+    /// The comment shows how far a review is.
+    pub unfinished: bool,
+    /// A comment was sent whose making nobody has checked yet: there may be two.
+    pub posting: bool,
 }
 
 impl Memory {
     pub fn load(services: &mut dyn Services, pull: &str) -> Result<Memory, Failure> {
         let kept = services.get(&format!("pull/{pull}"))?.and_then(|text| Json::parse(&text)).unwrap_or(Json::Null);
+        let is = |name| kept.get(name) == Some(&Json::Bool(true));
+        let paths = |name| elements(&kept, name).iter().filter_map(Json::text).map(str::to_owned).collect();
         Ok(Memory {
             comment: integer(&kept, "comment"),
             head: string(&kept, "head").to_owned(),
             asked: integer(&kept, "asked").unwrap_or(0),
             findings: elements(&kept, "findings").iter().filter_map(Finding::read).collect(),
-            pending: kept.get("pending") == Some(&Json::Bool(true)),
+            unread: paths("unread"),
+            private: paths("private"),
+            pending: is("pending"),
+            unfinished: is("unfinished"),
+            posting: is("posting"),
         })
     }
 
@@ -46,10 +62,25 @@ impl Memory {
             ("head", Json::Text(self.head.clone())),
             ("asked", number(self.asked)),
             ("findings", Json::Array(self.findings.iter().take(MAX_FINDINGS).map(Finding::json).collect())),
+            ("unread", bounded(&self.unread)),
+            ("private", bounded(&self.private)),
             ("pending", Json::Bool(self.pending)),
+            ("unfinished", Json::Bool(self.unfinished)),
+            ("posting", Json::Bool(self.posting)),
         ]);
         services.set(&format!("pull/{pull}"), &write(&kept), FORGET_MS)
     }
+}
+
+/// Paths, as many as are kept.
+fn bounded(paths: &[String]) -> Json {
+    let mut room = MAX_PATHS_BYTES;
+    let fits = |path: &&String| {
+        let fits = path.len() <= room;
+        room = room.saturating_sub(path.len());
+        fits
+    };
+    Json::Array(paths.iter().take_while(fits).map(text).collect())
 }
 
 /// A lock whose holder is gone is free again after so long.
@@ -116,8 +147,8 @@ impl Held<'_> {
 
 impl Services for Held<'_> {
     fn github(&mut self, method: &str, path: &str, body: &str) -> Result<Reply, Failure> {
-        // What can't be done twice is done by none but the holder.
-        self.renew(method == "POST")?;
+        // What changes anything is done by none but the holder.
+        self.renew(method != "GET")?;
         self.services.github(method, path, body)
     }
 
@@ -136,6 +167,7 @@ impl Services for Held<'_> {
     }
 
     fn set(&mut self, key: &str, value: &str, ttl_ms: u64) -> Result<(), Failure> {
+        self.renew(true)?;
         self.services.set(key, value, ttl_ms)
     }
 

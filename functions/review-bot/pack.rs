@@ -14,6 +14,8 @@ pub struct Piece {
     pub file: usize,
     pub hunk: Hunk,
     pub tokens: u64,
+    /// What the line costs that names its file.
+    pub title_tokens: u64,
 }
 
 /// What one call reviews.
@@ -73,16 +75,19 @@ pub fn lines_within(hunk: &Hunk, tokens: u64, budget: u64) -> Option<usize> {
     Some((lines as usize).clamp(1, (hunk.lines.len() + 1) / 2))
 }
 
-/// Packs pieces in their order: a part ends where the next piece would be over the budget.
+/// Packs pieces in their order: a part ends where the next piece would be over the budget. A file is named once in each
+/// part that has pieces of it.
 pub fn pack(pieces: Vec<Piece>, budget: u64) -> Vec<Part> {
     let mut parts: Vec<Part> = Vec::new();
     for piece in pieces {
+        let named = |part: &Part| part.pieces.last().map_or(false, |last| last.file == piece.file);
+        let cost = |part: &Part| piece.tokens + if named(part) { 0 } else { piece.title_tokens };
         match parts.last_mut() {
-            Some(part) if part.tokens + piece.tokens <= budget => {
-                part.tokens += piece.tokens;
+            Some(part) if part.tokens + cost(part) <= budget => {
+                part.tokens += cost(part);
                 part.pieces.push(piece);
             }
-            _ => parts.push(Part { tokens: piece.tokens, pieces: vec![piece] }),
+            _ => parts.push(Part { tokens: piece.tokens + piece.title_tokens, pieces: vec![piece] }),
         }
     }
     parts
@@ -94,7 +99,7 @@ mod tests {
     use crate::diff::parse;
 
     fn piece(file: usize, tokens: u64) -> Piece {
-        Piece { file, hunk: parse("@@ -1 +1 @@\n-a\n+b").remove(0), tokens }
+        Piece { file, hunk: parse("@@ -1 +1 @@\n-a\n+b").remove(0), tokens, title_tokens: 5 }
     }
 
     #[test]
@@ -116,10 +121,10 @@ mod tests {
 
     #[test]
     fn parts_keep_the_order_and_the_budget() {
-        let parts = pack(vec![piece(0, 40), piece(0, 50), piece(1, 20), piece(2, 300), piece(3, 1)], 100);
+        let parts = pack(vec![piece(0, 40), piece(0, 50), piece(1, 1), piece(1, 20), piece(2, 300), piece(3, 1)], 100);
         let shape: Vec<(u64, Vec<usize>)> =
             parts.iter().map(|part| (part.tokens, part.pieces.iter().map(|piece| piece.file).collect())).collect();
-        assert_eq!(shape, [(90, vec![0, 0]), (20, vec![1]), (300, vec![2]), (1, vec![3])]);
+        assert_eq!(shape, [(95, vec![0, 0]), (26, vec![1, 1]), (305, vec![2]), (6, vec![3])]);
         assert_eq!(pack(vec![], 100), []);
     }
 

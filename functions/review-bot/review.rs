@@ -5,8 +5,8 @@
 //! is looked for before it is made, what the model said about a part is kept, and the finished review is kept before
 //! the comment gets it.
 
+use crate::changes;
 use crate::comment::{self, code, escape, is_commit, marked_head, plural, short, View};
-use crate::diff::shift;
 use crate::event::{self, Cause, Target, Wanted};
 use crate::files::File;
 use crate::findings::{bounded, merge, read_list, sort, Finding};
@@ -15,10 +15,10 @@ use crate::memory::{lock, Memory};
 use crate::pack::{lines_within, pack, render, visible, Part, Piece};
 use crate::prompt::{self, Message};
 use crate::services::{Call, Failure, Reply, Services};
-use crate::skip::Patterns;
+use crate::skip::{Patterns, PRIVATE};
 use crate::tools;
 use faas::json::Json;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// What the operator may choose.
 pub struct Settings {
@@ -76,11 +76,16 @@ const PLAN_TOKENS: u64 = 300;
 const SUMMARY_TOKENS: u64 = 400;
 /// Where the model does not say what it can take.
 const CONTEXT_TOKENS: u64 = 4096;
+/// What the model's own template adds to a call.
+const TEMPLATE_TOKENS: u64 = 100;
+/// A piece of a diff may have as many, however long the name of its file is.
+const MIN_PIECE_TOKENS: u64 = 32;
 const BUSY_TRIES: u32 = 4;
 const WRONG_TRIES: u32 = 2;
 const MAX_PLANNED: usize = 150;
 const TOOL_BYTES: usize = 4_000;
 const UNREAD: &str = "the model's answer could not be read";
+const REFUSED: &str = "the model refuses it";
 const OVER_BUDGET: &str = "over the budget of this review";
 
 /// Serves one delivery.
@@ -94,7 +99,12 @@ pub fn serve(services: &mut dyn Services, settings: &Settings, delivery: &Delive
         Wanted::Nothing(why) => return done(ignored(why)),
     };
     match locked(services, settings, delivery, &target) {
-        Ok(json) => done(json),
+        Ok(json) => {
+            if let Some(why) = json.get("ignored").and_then(Json::text) {
+                services.log(&format!("{}: ignored: {why}", target.key()));
+            }
+            done(json)
+        }
         Err(Failure { status, retry_after_s, reason }) => {
             services.log(&format!("{}: {reason}", target.key()));
             Outcome { status, retry_after_s, json: object(vec![("error", text(reason))]) }
@@ -176,6 +186,39 @@ fn may_ask(services: &mut dyn Services, target: &Target, user: &str) -> Result<b
     Ok(matches!(string(&answer, "permission"), "admin" | "maintain" | "write"))
 }
 
+/// How long to wait for GitHub to answer with what its own webhook was about: it may be some seconds behind.
+const BEHIND_MS: [u64; 3] = [1000, 2000, 4000];
+
+/// The pull request as it is; `None` where there is none, or the token may not see it.
+fn current(services: &mut dyn Services, target: &Target) -> Result<Option<Json>, Failure> {
+    let mut pauses = BEHIND_MS.iter();
+    loop {
+        let reply = github(services, "GET", &format!("{}/pulls/{}", target.base(), target.number), "")?;
+        let pull = if reply.status == 404 { None } else { Some(found(reply, "the pull request")?) };
+        let is_behind = match (&target.cause, &pull) {
+            (_, None) => true,
+            (Cause::Pushed { head: told }, Some(pull)) => {
+                is_commit(told) && told != head_of(pull) && !is_newer(services, target, told, head_of(pull))?
+            }
+            (Cause::Asked { .. }, Some(_)) => false,
+        };
+        match pauses.next() {
+            Some(pause_ms) if is_behind => services.sleep_ms(*pause_ms),
+            _ => return Ok(pull),
+        }
+    }
+}
+
+fn head_of(pull: &Json) -> &str {
+    pull.get("head").map_or("", |head| string(head, "sha"))
+}
+
+/// Whether a commit has another one behind it: then that was pushed later.
+fn is_newer(services: &mut dyn Services, target: &Target, old: &str, new: &str) -> Result<bool, Failure> {
+    let reply = github(services, "GET", &format!("{}/compare/{old}...{new}", target.base()), "")?;
+    Ok(reply.status < 300 && string(&reply.json, "status") == "ahead")
+}
+
 /// All pages of a listing, or what answered instead of the first one.
 fn pages(
     services: &mut dyn Services, path: &str, mut each: impl FnMut(&Json) -> bool,
@@ -246,7 +289,9 @@ struct Task {
     rounds: u64,
     /// Tokens that its next call takes at most, by estimate.
     tokens: u64,
-    tries: u32,
+    /// How often the model was busy, or failed, since its last answer.
+    busy: u32,
+    wrong: u32,
     spent: Spent,
     found: Vec<Finding>,
     dropped: usize,
@@ -268,11 +313,19 @@ struct Review<'a> {
     began_ms: u64,
     ends_ms: u64,
     edited_ms: u64,
+    /// No edits before that, when GitHub has asked for a pause.
+    quiet_until_ms: u64,
     mark: String,
     model: Option<Model>,
     spent: Spent,
     files: Vec<File>,
     skipped: Vec<(String, String)>,
+    /// Files that no model may see.
+    private: BTreeSet<String>,
+    /// Files that should be read and are not, or not in whole.
+    unread: BTreeSet<String>,
+    /// Files that GitHub does not list.
+    unlisted: u64,
     found: Vec<Finding>,
     earlier: Vec<Finding>,
     dropped: usize,
@@ -288,32 +341,36 @@ impl<'a> Review<'a> {
         if memory.pending {
             publish(services, settings, target, &mut memory)?;
         }
-        let reply = github(services, "GET", &format!("{}/pulls/{}", target.base(), target.number), "")?;
-        if reply.status == 404 {
-            return Ok(Begun::Nothing("no such pull request"));
-        }
-        let pull = found(reply, "the pull request")?;
+        let pull = match current(services, target)? {
+            Some(pull) => pull,
+            None => return Ok(Begun::Nothing("no such pull request, or none that GITHUB_TOKEN may see")),
+        };
         if string(&pull, "state") != "open" {
-            return Ok(Begun::Nothing("not open any more"));
+            return nothing(services, target, memory, "not open any more");
         }
-        if target.cause == Cause::Pushed && pull.get("draft") == Some(&Json::Bool(true)) {
-            return Ok(Begun::Nothing("a draft"));
+        let is_pushed = matches!(target.cause, Cause::Pushed { .. });
+        if is_pushed && pull.get("draft") == Some(&Json::Bool(true)) {
+            return nothing(services, target, memory, "a draft");
         }
-        let head = pull.get("head").map_or("", |head| string(head, "sha")).to_owned();
+        let head = head_of(&pull).to_owned();
         if !is_commit(&head) {
             return Err(Failure::new("GitHub names no head of the pull request"));
         }
+        let mut reviewed = memory.head.clone();
         if memory.comment.is_none() {
             if let Some((comment, marked)) = locate(services, settings, target)? {
                 memory.comment = Some(comment);
-                if memory.head.is_empty() {
-                    memory.head = marked;
-                }
                 memory.save(services, &target.key())?;
+                if reviewed.is_empty() {
+                    // Without the findings that went with it, it is no commit to go on from.
+                    reviewed = marked;
+                }
             }
         }
         match target.cause {
-            Cause::Pushed if memory.head == head => return Ok(Begun::Nothing("reviewed already")),
+            Cause::Pushed { .. } if reviewed == head => {
+                return nothing(services, target, memory, "reviewed already");
+            }
             Cause::Asked { comment, .. } if comment <= memory.asked => return Ok(Begun::Nothing("answered already")),
             _ => {}
         }
@@ -329,11 +386,15 @@ impl<'a> Review<'a> {
             began_ms,
             ends_ms: began_ms + delivery.left_ms,
             edited_ms: 0,
+            quiet_until_ms: 0,
             mark,
             model: None,
             spent: Spent::default(),
             files: Vec::new(),
             skipped: Vec::new(),
+            private: BTreeSet::new(),
+            unread: BTreeSet::new(),
+            unlisted: 0,
             found: Vec::new(),
             earlier: Vec::new(),
             dropped: 0,
@@ -346,8 +407,8 @@ impl<'a> Review<'a> {
             // Not when GitHub has just asked for a pause.
             if failure.status != 429 && self.memory.comment.is_some() {
                 let status = format!(
-                    "The review of {} was interrupted: {}. It is tried again by itself; a comment with {} starts it \
-                     anew.",
+                    "The review of {} was interrupted: {}. It is tried again by itself for some time; a comment with \
+                     {} starts it anew.",
                     code(short(&self.head)),
                     escape(&bounded(&failure.reason, 200)),
                     code(&self.settings.trigger)
@@ -387,11 +448,15 @@ impl<'a> Review<'a> {
     /// Has the comment there.
     fn announce(&mut self, status: &str) -> Result<(), Failure> {
         self.earlier = self.memory.findings.clone();
-        let body = comment::render(&self.unfinished(status));
+        self.memory.unfinished = true;
         if self.memory.comment.is_some() {
+            self.memory.save(self.services, &self.target.key())?;
             self.progress(status, true);
             return Ok(());
         }
+        let body = comment::render(&self.unfinished(status));
+        self.memory.posting = true;
+        self.memory.save(self.services, &self.target.key())?;
         self.memory.comment = Some(create(self.services, self.target, &body)?);
         self.memory.save(self.services, &self.target.key())
     }
@@ -400,13 +465,15 @@ impl<'a> Review<'a> {
     fn progress(&mut self, status: &str, now: bool) {
         let time = self.services.now_ms();
         let every_ms = EDIT_EVERY_MS.max(time.saturating_sub(self.began_ms) / 20);
-        if !now && time < self.edited_ms + every_ms {
+        if (!now && time < self.edited_ms + every_ms) || time < self.quiet_until_ms {
             return;
         }
         self.edited_ms = time;
         if let Some(id) = self.memory.comment {
             let body = comment::render(&self.unfinished(status));
-            let _ = edit(self.services, self.target, id, &body);
+            if let Err(Failure { status: 429, retry_after_s, .. }) = edit(self.services, self.target, id, &body) {
+                self.quiet_until_ms = time + 1000 * retry_after_s.unwrap_or(60);
+            }
         }
     }
 
@@ -415,21 +482,14 @@ impl<'a> Review<'a> {
     /// Finds the files to review and what of the earlier findings is still there; returns those that may have been
     /// dealt with.
     fn gather(&mut self) -> Result<Vec<Finding>, Failure> {
-        let pull = format!("{}/pulls/{}/files", self.target.base(), self.target.number);
-        let mut whole: Vec<File> = Vec::new();
-        let mut room = MAX_PATCH_BYTES;
-        let failed = pages(self.services, &pull, |page| {
-            whole.extend(File::page(page, &mut room));
-            true
-        })?;
-        if let Some(reply) = failed {
-            found(reply, "the files of the pull request")?;
-        }
+        let whole = self.listed()?;
         let fresh_start = self.memory.head.is_empty() || self.memory.head == self.head;
         let compared = if fresh_start { None } else { self.compared()? };
-        if compared.is_some() {
-            // Of the whole pull request no more than the names is needed then.
-            whole.iter_mut().for_each(|file| file.hunks = Vec::new());
+        let all = whole.iter().chain(compared.iter().flatten());
+        self.private = changes::private(all, &self.memory.private, &self.settings.patterns);
+        if self.private.len() > self.memory.private.len() {
+            self.memory.private = self.private.iter().cloned().collect();
+            self.memory.save(self.services, &self.target.key())?;
         }
         let known = std::mem::take(&mut self.memory.findings);
         let known: Vec<Finding> = known
@@ -449,23 +509,43 @@ impl<'a> Review<'a> {
             }
             Some(files) => {
                 for finding in known {
-                    match carried(&finding, &files) {
+                    match changes::carried(&finding, &files) {
                         Some(moved) => self.earlier.push(moved),
                         None => touched.push(finding),
                     }
                 }
-                // A merge of the base branch brings changes that are none of the pull request's.
-                files.into_iter().filter(|file| whole.iter().any(|other| other.path == file.path)).collect()
+                changes::fresh(files, whole, &self.memory.unread)
             }
         };
         self.memory.findings = self.earlier.iter().chain(&touched).cloned().collect();
         for file in candidates {
-            match file.reason(&self.settings.patterns) {
+            let hidden = Some(PRIVATE).filter(|_| self.private.contains(&file.path));
+            match hidden.or_else(|| file.reason(&self.settings.patterns)) {
                 Some(reason) => self.skipped.push((file.path, reason.to_owned())),
                 None => self.files.push(file),
             }
         }
         Ok(touched)
+    }
+
+    /// All files of the pull request.
+    fn listed(&mut self) -> Result<Vec<File>, Failure> {
+        let path = format!("{}/pulls/{}", self.target.base(), self.target.number);
+        let (mut whole, mut room) = (Vec::new(), MAX_PATCH_BYTES);
+        let failed = pages(self.services, &format!("{path}/files"), |page| {
+            whole.extend(File::page(page, &mut room));
+            true
+        })?;
+        if let Some(reply) = failed {
+            found(reply, "the files of the pull request")?;
+        }
+        // The list is of no commit: after a push, its lines would be taken for those of the head before.
+        let pull = found(github(self.services, "GET", &path, "")?, "the pull request")?;
+        if head_of(&pull) != self.head {
+            return Err(Failure { status: 429, retry_after_s: Some(1), reason: "it was pushed to meanwhile".to_owned() });
+        }
+        self.unlisted = integer(&pull, "changed_files").unwrap_or(0).saturating_sub(whole.len() as u64);
+        Ok(whole)
     }
 
     /// What changed since the last review; `None` when that can't be told any more.
@@ -568,11 +648,10 @@ impl<'a> Review<'a> {
         self.progress(&status, true);
         let order = self.planned()?;
         let fixed: Vec<String> = prompt::part(&self.mark, "").into_iter().map(|(_, content)| content).collect();
-        // The template's own tokens, and the line of each file.
-        let fixed: u64 = self.counted(&fixed)?.iter().sum::<u64>() + 100;
+        let fixed: u64 = self.counted(&fixed)?.iter().sum::<u64>() + TEMPLATE_TOKENS;
         let context = self.model().context;
         let answer = ANSWER_TOKENS.min(context / 4);
-        let budget = self.settings.part_tokens.min(context.saturating_sub(fixed + answer)).max(64);
+        let budget = self.settings.part_tokens.min(context.saturating_sub(fixed + answer)).max(2 * MIN_PIECE_TOKENS);
         let calls = self.settings.max_calls.saturating_sub(self.spent.calls + 1).max(1);
         let mut left = self.settings.max_tokens.saturating_sub(self.spent.tokens() + SUMMARY_TOKENS * 2);
         let mut pieces: Vec<Piece> = Vec::new();
@@ -604,6 +683,8 @@ impl<'a> Review<'a> {
     fn pieces(&mut self, files: &[usize], budget: u64) -> Result<Vec<Piece>, Failure> {
         let hunks = |at: &usize| self.files[*at].hunks.iter().map(|hunk| (*at, hunk.clone())).collect::<Vec<_>>();
         let mut open: VecDeque<_> = files.iter().flat_map(hunks).collect();
+        let titles: Vec<String> = files.iter().map(|at| named(&self.files[*at])).collect();
+        let titles: BTreeMap<usize, u64> = files.iter().copied().zip(self.counted(&titles)?).collect();
         let mut pieces = Vec::new();
         while !open.is_empty() {
             let (mut batch, mut texts, mut bytes) = (Vec::new(), Vec::new(), 0);
@@ -612,6 +693,7 @@ impl<'a> Review<'a> {
                     Some(next) => next,
                     None => break,
                 };
+                let budget = budget.saturating_sub(titles[&file]).max(MIN_PIECE_TOKENS);
                 // No tokenizer makes less than one token of 16 bytes of code; not even one call could take it.
                 let rendered = render(&hunk);
                 if rendered.len() as u64 > 16 * budget {
@@ -630,9 +712,11 @@ impl<'a> Review<'a> {
             let counts = self.counted(&texts)?;
             let mut again = VecDeque::new();
             for ((file, hunk), tokens) in batch.into_iter().zip(counts) {
+                let title_tokens = titles[&file].min(budget);
+                let budget = budget.saturating_sub(title_tokens).max(MIN_PIECE_TOKENS);
                 match lines_within(&hunk, tokens, budget).filter(|_| tokens > budget) {
                     Some(lines) => again.extend(hunk.split(lines).into_iter().map(|piece| (file, piece))),
-                    None => pieces.push(Piece { file, hunk, tokens: tokens.min(budget) }),
+                    None => pieces.push(Piece { file, hunk, tokens: tokens.min(budget), title_tokens }),
                 }
             }
             again.append(&mut open);
@@ -647,8 +731,10 @@ impl<'a> Review<'a> {
     fn list_unreviewed(&mut self, parts: &[Part]) {
         for (at, file) in self.files.iter().enumerate() {
             if !parts.iter().flat_map(|part| &part.pieces).any(|piece| piece.file == at) {
+                self.unread.insert(file.path.clone());
                 self.skipped.push((file.path.clone(), OVER_BUDGET.to_owned()));
             } else if !covers(parts, at, file) {
+                self.unread.insert(file.path.clone());
                 self.skipped.push((file.path.clone(), format!("in part: the rest is {OVER_BUDGET}")));
             }
         }
@@ -658,14 +744,17 @@ impl<'a> Review<'a> {
 
     /// One request to `llm`, tried again while it is busy.
     fn ask_at(&mut self, path: &str, body: &str) -> Result<Reply, Failure> {
-        let mut tries = 0;
+        let (mut busy, mut wrong) = (0, 0);
         loop {
             let call = self.services.begin(path, body)?;
             let (_, reply) = self.services.wait(&[call])?;
-            tries += 1;
             if is_busy(&reply) {
-                self.pause(&reply, tries)?;
-            } else if !went_wrong(&reply) || tries >= WRONG_TRIES {
+                busy += 1;
+                self.pause(&reply, busy)?;
+                continue;
+            }
+            wrong += 1;
+            if !went_wrong(&reply) || wrong >= WRONG_TRIES {
                 return checked(reply);
             }
         }
@@ -730,16 +819,17 @@ impl<'a> Review<'a> {
             let (at, reply) = self.services.wait(&calls)?;
             let (_, mut task) = running.remove(at);
             if is_busy(&reply) {
-                task.tries += 1;
+                task.busy += 1;
                 parallel = running.len().max(1);
-                if running.is_empty() || task.tries >= BUSY_TRIES {
-                    self.pause(&reply, task.tries)?;
+                if running.is_empty() || task.busy >= BUSY_TRIES {
+                    self.pause(&reply, task.busy)?;
                 }
                 ready.push_front(task);
                 continue;
             }
-            if went_wrong(&reply) && task.tries + 1 < WRONG_TRIES {
-                task.tries += 1;
+            task.busy = 0;
+            if went_wrong(&reply) && task.wrong + 1 < WRONG_TRIES {
+                task.wrong += 1;
                 ready.push_front(task);
                 continue;
             }
@@ -766,20 +856,18 @@ impl<'a> Review<'a> {
         for piece in &part.pieces {
             if piece.file != file {
                 file = piece.file;
-                data += &format!("FILE {}\n", self.files[file].title());
+                data += &named(&self.files[file]);
             }
             data += &render(&piece.hunk);
         }
         let mut messages = prompt::part(&self.mark, &data);
         let context = self.model().context;
         let tokens = part.tokens + 400 + ANSWER_TOKENS.min(context / 4);
-        // Room for the first answer, for what the tools find and for the second answer.
-        let room = tokens + ANSWER_TOKENS + (TOOL_BYTES as u64 / 2) < context;
-        let rounds = if room { self.settings.tool_rounds } else { 0 };
+        let rounds = if has_room(tokens, context) { self.settings.tool_rounds } else { 0 };
         if rounds > 0 {
             messages[1].1 += prompt::TOOLS;
         }
-        Task { part: at, messages, rounds, tokens, tries: 0, spent: Spent::default(), found: Vec::new(), dropped: 0 }
+        Task { part: at, messages, rounds, tokens, busy: 0, wrong: 0, spent: Spent::default(), found: Vec::new(), dropped: 0 }
     }
 
     fn request(&self, part: &Part, task: &Task) -> String {
@@ -796,11 +884,14 @@ impl<'a> Review<'a> {
     fn answer(&mut self, parts: &[Part], mut task: Task, reply: &Reply) -> Result<Option<Task>, Failure> {
         if reply.status >= 300 {
             let said = bounded(string(&reply.json, "error"), 120);
-            let what = if went_wrong(reply) { "fails" } else { "refuses it" };
-            let problem = format!("the model {what}: {} {said}", reply.status);
-            self.keep(parts, task, &problem)?;
+            let what = if went_wrong(reply) { "the model fails" } else { REFUSED };
+            // What it said before it had used a tool stays its answer.
+            let answered = task.spent.calls > 0 && !went_wrong(reply);
+            let problem = format!("{what}: {} {said}", reply.status);
+            self.keep(parts, task, if answered { "" } else { &problem })?;
             return Ok(None);
         }
+        task.wrong = 0;
         task.spent.add(Spent::of(&reply.json));
         let said = string(&reply.json, "text");
         let answer = match salvage(said) {
@@ -819,13 +910,13 @@ impl<'a> Review<'a> {
         task.found.extend(found);
         task.dropped += dropped;
         let asks = if task.rounds > 0 { tools::read(&answer) } else { Vec::new() };
-        if asks.is_empty() || self.time_is_up() {
+        if asks.is_empty() || self.time_is_up() || !has_room(task.tokens, self.model().context) {
             self.keep(parts, task, "")?;
             return Ok(None);
         }
         let mut results = String::new();
         for ask in asks {
-            let said = match ask.request(&self.head, &self.settings.patterns) {
+            let said = match ask.request(&self.head, |path| self.hides(path)) {
                 Err(why) => why,
                 Ok(path) => self.looked_up(&ask, &path)?,
             };
@@ -842,9 +933,13 @@ impl<'a> Review<'a> {
     fn looked_up(&mut self, ask: &tools::Ask, path: &str) -> Result<String, Failure> {
         let reply = self.services.github("GET", &format!("{}{path}", self.target.base()), "")?;
         if reply.status < 300 {
-            return Ok(ask.render(&reply.json, &self.settings.patterns, TOOL_BYTES / 2));
+            return Ok(ask.render(&reply.json, |path| self.hides(path), TOOL_BYTES / 2));
         }
-        Ok(if reply.status == 404 { "there is none" } else { "not available" }.to_owned())
+        Ok(if reply.status == 404 { "there is none" } else { tools::NOT_AVAILABLE }.to_owned())
+    }
+
+    fn hides(&self, path: &str) -> bool {
+        self.private.contains(path) || self.settings.patterns.hides(path)
     }
 
     /// Keeps what came of a part, for a run after this one, and takes it.
@@ -898,6 +993,10 @@ impl<'a> Review<'a> {
     fn unreviewed(&mut self, parts: &[Part], at: usize, reason: &str) {
         for piece in &parts[at].pieces {
             let entry = (self.files[piece.file].path.clone(), reason.to_owned());
+            // What the model refuses it would refuse again.
+            if !reason.starts_with(REFUSED) {
+                self.unread.insert(entry.0.clone());
+            }
             if !self.skipped.contains(&entry) {
                 self.skipped.push(entry);
             }
@@ -922,13 +1021,19 @@ impl<'a> Review<'a> {
     fn conclude(&mut self, touched: Vec<Finding>) -> Result<View, Failure> {
         let mut fresh = Vec::new();
         for finding in merge(std::mem::take(&mut self.found)) {
-            if self.earlier.iter().any(|other| other.is_like(&finding)) {
+            if self.earlier.iter().any(|other| other.is_same(&finding)) {
                 continue;
             }
             if touched.iter().any(|other| other.is_like(&finding)) {
                 self.earlier.push(finding);
             } else {
                 fresh.push(finding);
+            }
+        }
+        // What a review that could not read the file did not find again is not known to be gone.
+        for finding in touched {
+            if self.unread.contains(&finding.path) && !self.earlier.iter().any(|other| other.is_like(&finding)) {
+                self.earlier.push(Finding { line: 0, ..finding });
             }
         }
         sort(&mut self.earlier);
@@ -963,7 +1068,7 @@ impl<'a> Review<'a> {
             return Ok((counted, Vec::new()));
         }
         let status = format!("Summing up the review of {}.", code(short(&self.head)));
-        self.progress(&status, false);
+        self.progress(&status, true);
         let mut room = (self.model().context.saturating_sub(SUMMARY_TOKENS + 500) * 2) as usize;
         let mut data = format!("Title: {}\nDescription: {}\nFiles:\n", self.title, self.description);
         let files = self.files.iter().take(60).map(|file| format!("- {}\n", bounded(&file.title(), 200)));
@@ -998,6 +1103,9 @@ impl<'a> Review<'a> {
             footer[0] += &format!(", what is new since {}", code(short(&self.memory.head)));
         }
         footer.push(plural(self.files.len(), "file", "files"));
+        if self.unlisted > 0 {
+            footer.push(format!("{} more that GitHub does not list", self.unlisted));
+        }
         if let Some(model) = self.model.as_ref().filter(|_| self.spent.calls > 0) {
             footer.push(format!("model {}", code(&model.name)));
             let calls = plural(self.spent.calls as usize, "call", "calls");
@@ -1021,7 +1129,9 @@ impl<'a> Review<'a> {
             self.memory.asked = self.memory.asked.max(comment);
         }
         self.memory.findings = view.earlier.iter().chain(&view.fresh).cloned().collect();
+        self.memory.unread = std::mem::take(&mut self.unread).into_iter().collect();
         self.memory.pending = true;
+        self.memory.unfinished = false;
         self.memory.save(self.services, &key)?;
         publish(self.services, self.settings, self.target, &mut self.memory)?;
         let line = format!(
@@ -1041,6 +1151,11 @@ impl<'a> Review<'a> {
     }
 }
 
+/// The line that names a file to the model.
+fn named(file: &File) -> String {
+    format!("FILE {}\n", file.title())
+}
+
 /// Whether these parts have every line of a file that can have a finding.
 fn covers(parts: &[Part], at: usize, file: &File) -> bool {
     let pieces: Vec<&Piece> = parts.iter().flat_map(|part| &part.pieces).filter(|piece| piece.file == at).collect();
@@ -1048,18 +1163,9 @@ fn covers(parts: &[Part], at: usize, file: &File) -> bool {
     lines.all(|line| pieces.iter().any(|piece| piece.hunk.has(line)))
 }
 
-/// A finding where it is now; `None` when its line was changed or its file removed.
-fn carried(finding: &Finding, files: &[File]) -> Option<Finding> {
-    let before = |file: &File| if file.before.is_empty() { file.path.clone() } else { file.before.clone() };
-    let file = match files.iter().find(|file| before(file) == finding.path) {
-        Some(file) => file,
-        None => return Some(finding.clone()),
-    };
-    if file.status == "removed" {
-        return None;
-    }
-    let line = shift(&file.hunks, finding.line)?;
-    Some(Finding { path: file.path.clone(), line, ..finding.clone() })
+/// Whether a call of so many tokens leaves room for its answer, for what tools find, and for another answer.
+fn has_room(tokens: u64, context: u64) -> bool {
+    tokens + ANSWER_TOKENS + (TOOL_BYTES as u64 / 2) < context
 }
 
 fn is_busy(reply: &Reply) -> bool {
@@ -1083,15 +1189,15 @@ fn checked(reply: Reply) -> Result<Reply, Failure> {
     }
 }
 
-/// The bot's comment among those of the pull request, and the commit in its marker.
-fn locate(
+/// The bot's comments among those of the pull request, the first one first, each with the commit in its marker.
+fn own_comments(
     services: &mut dyn Services, settings: &Settings, target: &Target,
-) -> Result<Option<(u64, String)>, Failure> {
+) -> Result<Vec<(u64, String)>, Failure> {
     let login = login(services, settings)?;
-    let mut located = None;
+    let mut own = Vec::new();
     let path = format!("{}/issues/{}/comments", target.base(), target.number);
     let failed = pages(services, &path, |page| {
-        located = elements(page, "comments").iter().find_map(|one| {
+        own.extend(elements(page, "comments").iter().filter_map(|one| {
             // Anybody can write the marker: only a comment of the bot's own counts.
             let user = match one.get("user") {
                 Some(Json::Text(login)) => login.as_str(),
@@ -1100,13 +1206,38 @@ fn locate(
             };
             let head = marked_head(string(one, "body")).filter(|_| user.eq_ignore_ascii_case(&login))?;
             Some((integer(one, "id")?, head.to_owned()))
-        });
-        located.is_none()
+        }));
+        true
     })?;
     match failed {
-        Some(reply) => found(reply, "the comments").map(|_| None),
-        None => Ok(located),
+        Some(reply) => found(reply, "the comments").map(|_| own),
+        None => Ok(own),
     }
+}
+
+/// The sticky comment, and the commit in its marker.
+fn locate(
+    services: &mut dyn Services, settings: &Settings, target: &Target,
+) -> Result<Option<(u64, String)>, Failure> {
+    Ok(own_comments(services, settings, target)?.into_iter().next())
+}
+
+/// Ends without a review; a comment that still shows one under way says so.
+fn nothing<'a>(
+    services: &mut dyn Services, target: &Target, mut memory: Memory, why: &'static str,
+) -> Result<Begun<'a>, Failure> {
+    if let Some(id) = memory.comment.filter(|_| memory.unfinished) {
+        let view = View {
+            reviewed: memory.head.clone(),
+            summary: format!("The review that was under way has ended: {why}."),
+            earlier: memory.findings.clone(),
+            ..View::default()
+        };
+        edit(services, target, id, &comment::render(&view))?;
+        memory.unfinished = false;
+        memory.save(services, &target.key())?;
+    }
+    Ok(Begun::Nothing(why))
 }
 
 fn create(services: &mut dyn Services, target: &Target, body: &str) -> Result<u64, Failure> {
@@ -1121,7 +1252,7 @@ fn edit(services: &mut dyn Services, target: &Target, id: u64, body: &str) -> Re
     github(services, "PATCH", &path, &write(&object(vec![("body", text(body))])))
 }
 
-/// Brings the kept review into the comment; one that somebody deleted is made anew.
+/// Brings the kept review into the comment; one that somebody deleted, or that is another account's, is made anew.
 fn publish(
     services: &mut dyn Services, settings: &Settings, target: &Target, memory: &mut Memory,
 ) -> Result<(), Failure> {
@@ -1130,7 +1261,7 @@ fn publish(
         let gone = match memory.comment {
             Some(id) => {
                 let reply = edit(services, target, id, &body)?;
-                let gone = matches!(reply.status, 404 | 410);
+                let gone = matches!(reply.status, 403 | 404 | 410);
                 if !gone {
                     found(reply, "the comment")?;
                 }
@@ -1142,9 +1273,21 @@ fn publish(
             memory.comment = None;
             let id = match locate(services, settings, target)? {
                 Some((id, _)) => found(edit(services, target, id, &body)?, "the comment").map(|_| id)?,
-                None => create(services, target, &body)?,
+                None => {
+                    memory.posting = true;
+                    memory.save(services, &key)?;
+                    create(services, target, &body)?
+                }
             };
             memory.comment = Some(id);
+        }
+        if memory.posting {
+            // One that GitHub made after all, when nobody waited for its answer any more.
+            let others: Vec<u64> = own_comments(services, settings, target)?.into_iter().map(|(id, _)| id).collect();
+            for id in others.into_iter().filter(|id| memory.comment != Some(*id)) {
+                github(services, "DELETE", &format!("{}/issues/comments/{id}", target.base()), "")?;
+            }
+            memory.posting = false;
         }
     }
     memory.pending = false;

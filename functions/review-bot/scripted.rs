@@ -60,6 +60,17 @@ struct World {
     status: &'static str,
     /// Another run of the same job takes the lock at this call.
     rival_at: usize,
+    /// So many answers about the pull request are `old_head`, or that there is none.
+    behind: usize,
+    old_head: &'static str,
+    /// Pushed to once its files were listed.
+    pushed_meanwhile: bool,
+    /// A comment that is made some time after its request has failed: with the next one.
+    late: Option<String>,
+    /// Files that are not in the list.
+    unlisted: usize,
+    /// Comments that may not be edited any more.
+    foreign: bool,
 }
 
 fn file(path: &str, status: &str, more: &str) -> String {
@@ -134,6 +145,12 @@ impl World {
             slow_polls: 0,
             status: "ahead",
             rival_at: 0,
+            behind: 0,
+            old_head: "",
+            pushed_meanwhile: false,
+            late: None,
+            unlisted: 0,
+            foreign: false,
         }
     }
 
@@ -165,6 +182,10 @@ impl World {
         let own: Vec<_> = self.comments.iter().filter(|(_, user, _)| user == "bot").collect();
         assert_eq!(own.len(), 1, "{own:?}");
         &own[0].2
+    }
+
+    fn comment_if_any(&self) -> Option<&str> {
+        self.comments.iter().find(|(_, user, _)| user == "bot").map(|(_, _, body)| body.as_str())
     }
 
     fn error(&mut self) -> Failure {
@@ -200,6 +221,12 @@ impl World {
         }
     }
 
+    /// What changes anything is the holder's of the lock.
+    fn assert_own(&self) {
+        let is_own = self.rival_at == 0 || self.calls <= self.rival_at;
+        assert!(is_own, "although the lock was another's from call {} on", self.rival_at);
+    }
+
     fn page(&self, name: &str, all: &[String], page: usize) -> Json {
         let shown: Vec<&str> = all.iter().skip(100 * (page - 1)).take(100).map(String::as_str).collect();
         let next = if all.len() > 100 * page { (page + 1).to_string() } else { "null".to_owned() };
@@ -215,15 +242,30 @@ impl World {
         assert!(said.len() <= MAX_COMMENT);
         match (method, rest) {
             ("GET", "/user") => (200, object(vec![("login", text("bot"))])),
+            ("GET", "/pulls/7") if self.behind > 0 => {
+                self.behind -= 1;
+                match self.old_head {
+                    "" => missing,
+                    old => (200, Json::parse(&format!(r#"{{"state":"open","head":{{"sha":"{old}"}}}}"#)).unwrap()),
+                }
+            }
             ("GET", "/pulls/7") => {
                 let (head, state, draft) = (&self.head, self.state, self.draft);
                 let pull = format!(
                     r#"{{"number":7,"title":"Add things","body":null,"draft":{draft},"state":"{state}",
-                        "head":{{"sha":"{head}"}}}}"#
+                        "head":{{"sha":"{head}"}},"changed_files":{}}}"#,
+                    self.files.len() + self.unlisted
                 );
                 (200, Json::parse(&pull).unwrap())
             }
-            ("GET", "/pulls/7/files") => (200, self.page("files", &self.files, page)),
+            ("GET", "/pulls/7/files") => {
+                let listed = self.page("files", &self.files, page);
+                if std::mem::take(&mut self.pushed_meanwhile) {
+                    self.head = NEXT.to_owned();
+                    self.files.push(added("pushed.py", &["BUG pushed"]));
+                }
+                (200, listed)
+            }
             ("GET", "/issues/7/comments") => {
                 let one = |(id, user, body): &(u64, String, String)| {
                     write(&object(vec![("id", number(*id)), ("user", text(user)), ("body", text(body))]))
@@ -232,15 +274,26 @@ impl World {
                 (200, self.page("comments", &all, page))
             }
             ("POST", "/issues/7/comments") => {
-                let is_own = self.rival_at == 0 || self.calls <= self.rival_at;
-                assert!(is_own, "posted although the lock was another's from call {} on", self.rival_at);
+                self.assert_own();
+                for said in self.late.take() {
+                    self.comments.push((900, "bot".to_owned(), said));
+                }
                 let id = 1000 + self.comments.len() as u64;
                 self.posted += 1;
                 self.bodies.push(said.clone());
                 self.comments.push((id, "bot".to_owned(), said));
                 (201, object(vec![("id", number(id))]))
             }
+            ("PATCH", _) if self.foreign => (403, object(vec![("error", text("Forbidden"))])),
+            ("DELETE", rest) => {
+                self.assert_own();
+                let id: u64 = rest.strip_prefix("/issues/comments/").unwrap().parse().unwrap();
+                assert!(self.comments.iter().any(|(other, user, _)| *other == id && user == "bot"));
+                self.comments.retain(|(other, _, _)| *other != id);
+                (200, object(vec![]))
+            }
             ("PATCH", rest) => {
+                self.assert_own();
                 let id: u64 = rest.strip_prefix("/issues/comments/").unwrap().parse().unwrap();
                 match self.comments.iter_mut().find(|(other, user, _)| *other == id && user == "bot") {
                     Some(comment) => {
@@ -260,8 +313,7 @@ impl World {
             }
             ("GET", rest) if rest.starts_with("/compare/") => {
                 let (base, head) = rest.strip_prefix("/compare/").unwrap().split_once("...").unwrap();
-                assert_eq!(head, self.head);
-                match self.compared.get(base) {
+                match self.compared.get(base).filter(|_| head == self.head) {
                     Some(files) => {
                         let mut page = self.page("files", files, page);
                         if let Json::Object(members) = &mut page {
@@ -373,6 +425,7 @@ impl Services for World {
 
     fn set(&mut self, key: &str, value: &str, _: u64) -> Result<(), Failure> {
         assert!((1..=512).contains(&key.len()));
+        self.assert_own();
         self.call(|world| world.kept.insert(key.to_owned(), value.to_owned())).map(|_| ())
     }
 
@@ -952,7 +1005,224 @@ fn without_its_memory_it_finds_its_comment_on_any_page() {
     world.compared.insert(HEAD.to_owned(), vec![patched("src/a.py", "@@ -1 +1 @@\n-x\n+BUG four")]);
     assert_eq!(world.push("second").status, 200);
     assert_eq!(world.posted, 1);
-    assert!(world.comment().contains("what is new since `1111111`"));
+    // What it had found is not known any more, so that all is read again.
+    assert!(world.comment().contains("Wrong: WORST BUG two") && !world.comment().contains("since"));
+}
+
+#[test]
+fn a_push_that_githubs_answers_do_not_know_yet_is_waited_for() {
+    let told = |head: &str| {
+        let head = format!(r#""draft":false,"head":{{"sha":"{head}"}}"#);
+        pushed("synchronize").replace(r#""draft":false"#, &head)
+    };
+    let settings = World::settings();
+    let mut world = World::new(two_files());
+    world.behind = 2;
+    assert_eq!(world.deliver(&settings, "pull_request", &told(HEAD), "job").status, 200);
+    assert_eq!((without_tokens(world.comment()).as_str(), world.slept_ms), (TWO_FILES, 3000));
+    world.head = NEXT.to_owned();
+    world.compared.insert(HEAD.to_owned(), vec![]);
+    (world.behind, world.old_head, world.slept_ms) = (2, HEAD, 0);
+    world.deliver(&settings, "pull_request", &told(NEXT), "second");
+    assert_eq!((marked_head(world.comment()), world.slept_ms), (Some(NEXT), 3000));
+    // One that comes after a later push is not waited for: GitHub says that the other commit is ahead of it.
+    world.slept_ms = 0;
+    let late = world.deliver(&settings, "pull_request", &told(HEAD), "late");
+    assert_eq!((write(&late.json).as_str(), world.slept_ms), (r#"{"ignored":"reviewed already"}"#, 0));
+    // Nor is one that is never there, for ever.
+    let mut world = World::new(two_files());
+    world.behind = 9;
+    let outcome = world.deliver(&settings, "pull_request", &told(HEAD), "job");
+    assert!(write(&outcome.json).contains("none that GITHUB_TOKEN may see"));
+    assert_eq!((world.slept_ms, world.posted), (7000, 0));
+}
+
+#[test]
+fn a_push_while_the_files_are_listed_begins_the_review_anew() {
+    let mut world = World::new(two_files());
+    world.pushed_meanwhile = true;
+    let outcome = world.push("job");
+    assert_eq!((outcome.status, outcome.retry_after_s, world.chats.len()), (429, Some(1), 0));
+    assert_eq!(world.push("job").status, 200);
+    assert_eq!(marked_head(world.comment()), Some(NEXT));
+    assert!(world.comment().contains("BUG pushed") && world.comment().contains("BUG two"));
+}
+
+#[test]
+fn a_second_comment_that_a_lost_answer_leaves_behind_is_removed() {
+    let mut world = World::new(two_files());
+    world.late = Some(format!("<!-- faas-review-bot v1 head=none -->\n## Code review\n"));
+    world.comments.push((800, "eve".to_owned(), "<!-- faas-review-bot v1 head=none -->\n".to_owned()));
+    assert_eq!(world.push("job").status, 200);
+    assert_eq!(without_tokens(world.comment()), TWO_FILES);
+    assert!(world.asked.contains(&"DELETE /repos/ann/repo/issues/comments/900".to_owned()));
+    assert!(world.comments.iter().any(|(id, _, _)| *id == 800));
+    // It is looked for only after a comment was made.
+    let listings = |world: &World| world.asked.iter().filter(|asked| asked.contains("/comments?page")).count();
+    let before = listings(&world);
+    world.head = NEXT.to_owned();
+    world.push("second");
+    assert_eq!(listings(&world), before);
+}
+
+#[test]
+fn what_was_over_the_budget_is_read_with_the_next_push() {
+    let files: Vec<String> = (0..6).map(|at| added(&format!("src/f{at}.py"), &["x = 1"; 60])).collect();
+    let mut world = World::new(files);
+    let settings = Settings { max_calls: 4, ..World::settings() };
+    let read = |world: &World| {
+        (0..6).filter(|at| world.chats.join("").contains(&format!("FILE src/f{at}.py"))).collect::<Vec<_>>()
+    };
+    world.deliver(&settings, "pull_request", &pushed("opened"), "job");
+    let first = read(&world);
+    assert!(!first.is_empty() && first.len() < 6, "{first:?}");
+    world.head = NEXT.to_owned();
+    world.files.push(added("new.py", &["y = 2"]));
+    world.compared.insert(HEAD.to_owned(), vec![added("new.py", &["y = 2"])]);
+    world.chats.clear();
+    let settings = Settings { max_calls: 40, ..settings };
+    world.deliver(&settings, "pull_request", &pushed("synchronize"), "second");
+    let second = read(&world);
+    assert_eq!(first.iter().chain(&second).copied().collect::<BTreeSet<_>>(), (0..6).collect());
+    assert!(world.chats.join("").contains("FILE new.py"));
+    assert!(!world.comment().contains("over the budget"), "{}", world.comment());
+    world.head = "3".repeat(40);
+    world.compared.insert(NEXT.to_owned(), vec![]);
+    world.chats.clear();
+    world.deliver(&settings, "pull_request", &pushed("synchronize"), "third");
+    assert_eq!(read(&world).len(), 0);
+}
+
+#[test]
+fn a_finding_in_a_file_that_could_not_be_read_again_is_not_taken_for_mended() {
+    let mut world = World::new(vec![added("src/b.py", &["a", "b", "WORST BUG two"])]);
+    world.push("job");
+    world.head = NEXT.to_owned();
+    world.statuses = vec![502, 502];
+    world.push("rebased");
+    assert!(world.comment().contains("* **critical**, reported before: Wrong: WORST BUG two"), "{}", world.comment());
+    world.head = "3".repeat(40);
+    world.push("rebased again");
+    assert!(world.comment().contains("* **critical**, line 3, reported before: Wrong: WORST BUG two"));
+    assert_eq!(world.comment().matches("BUG two").count(), 1);
+}
+
+#[test]
+fn what_is_private_is_shown_neither_by_a_later_push_nor_by_a_tool() {
+    let renamed = r#","previous_filename":".env","additions":1,"deletions":1,"patch":"@@ -1 +1 @@\n-A=1\n+B=2""#;
+    let key = added("deploy.sh", &["-----BEGIN PRIVATE KEY-----", "MIISECRET", "-----END PRIVATE KEY-----"]);
+    let mut world = World::new(vec![file("config.txt", "renamed", renamed), key, added("src/a.py", &["use(BUG)"])]);
+    world.contents.insert("config.txt", "SECRET=1\n");
+    world.contents.insert("in/secret.py", "SECRET = 2\n");
+    world.answer = Box::new(|request| {
+        if request.starts_with("Review") {
+            return r#"{"findings":[],"ask":[{"tool":"read_file","path":"config.txt","from":1,"to":9},
+                {"tool":"read_file","path":"in/secret.py","from":1,"to":9}]}"#.to_owned();
+        }
+        diligent(request)
+    });
+    let settings = Settings { patterns: Patterns::new("in/"), ..World::settings() };
+    world.deliver(&settings, "pull_request", &pushed("opened"), "job");
+    assert!(world.comment().contains("`config.txt`: private") && world.comment().contains("`deploy.sh`: private"));
+    world.head = NEXT.to_owned();
+    let edited = patched("config.txt", "@@ -1,2 +1,2 @@\n SECRET=1\n-B=2\n+B=3");
+    let deploy = patched("deploy.sh", "@@ -2 +2 @@\n-MIISECRET\n+MIISECRET2");
+    let code = patched("src/a.py", "@@ -1 +1 @@\n-use(BUG)\n+use(it)");
+    // So little alike now that GitHub does not call it renamed any more.
+    world.files[0] = added("config.txt", &["SECRET=1", "B=3"]);
+    world.compared.insert(HEAD.to_owned(), vec![edited, deploy, code]);
+    world.deliver(&settings, "pull_request", &pushed("synchronize"), "second");
+    assert!(world.chats.iter().any(|chat| chat.contains("use(it)")));
+    let asked = world.asked.join("\n");
+    assert!(!asked.contains("/contents/") && !world.chats.join("\n").contains("SECRET"), "{asked}");
+    assert!(world.comment().contains("`config.txt`: private") && world.comment().contains("`deploy.sh`: private"));
+}
+
+#[test]
+fn many_small_files_with_long_names_fit_into_a_small_context() {
+    let name = |at: usize| format!("src/components/widgets/of/{}/f{at:03}.py", "a_long_name".repeat(6));
+    let mut world = World::new((0..60).map(|at| added(&name(at), &["x = 1"])).collect());
+    world.context = 2048;
+    let settings = Settings { part_tokens: 100_000, max_calls: 100, ..World::settings() };
+    assert_eq!(world.deliver(&settings, "pull_request", &pushed("opened"), "job").status, 200);
+    assert!(!world.comment().contains("Not reviewed"), "{}", world.comment());
+    assert!((0..60).all(|at| world.chats.iter().any(|chat| chat.contains(&format!("FILE {} (new", name(at))))));
+}
+
+#[test]
+fn many_tool_rounds_stay_within_the_context() {
+    let mut world = World::new(vec![added("src/a.py", &["use(BUG)"])]);
+    world.contents.insert("lib/x.py", Box::leak("text of a line that is long\n".repeat(200).into_boxed_str()));
+    world.answer = Box::new(|request| {
+        if request.starts_with("Sum") {
+            return "{}".to_owned();
+        }
+        r#"{"findings":[{"path":"src/a.py","line":1,"severity":"low","title":"odd","detail":""}],
+            "ask":[{"tool":"read_file","path":"lib/x.py","from":1,"to":80}]}"#.to_owned()
+    });
+    world.context = 4096;
+    let settings = Settings { tool_rounds: 30, max_calls: 100, ..World::settings() };
+    assert_eq!(world.deliver(&settings, "pull_request", &pushed("opened"), "job").status, 200);
+    assert!(world.comment().contains("line 1: odd") && !world.comment().contains("Not reviewed"));
+}
+
+#[test]
+fn a_comment_does_not_stay_in_the_middle_of_a_review_that_never_ends() {
+    for (state, why) in [("closed", "not open any more"), ("open", "a draft")] {
+        let mut world = World::new(two_files());
+        world.statuses = vec![503; 100];
+        assert_eq!(world.push("job").status, 503);
+        assert!(world.comment().contains("was interrupted"));
+        (world.state, world.draft) = (state, state == "open");
+        assert_eq!(write(&world.push("job").json), format!(r#"{{"ignored":"{why}"}}"#));
+        let ended = format!("**Summary:** The review that was under way has ended: {why}.");
+        assert!(world.comment().contains(&ended) && !world.comment().contains('\u{23f3}'), "{}", world.comment());
+        let bodies = world.bodies.len();
+        world.push("job");
+        assert_eq!(world.bodies.len(), bodies);
+    }
+}
+
+#[test]
+fn a_comment_of_another_account_is_no_reason_to_give_up() {
+    let mut world = World::new(two_files());
+    world.push("job");
+    world.comments.iter_mut().filter(|(_, user, _)| user == "bot").for_each(|one| one.1 = "old-bot".to_owned());
+    world.foreign = true;
+    world.head = NEXT.to_owned();
+    assert_eq!(world.push("second").status, 200);
+    assert_eq!(marked_head(world.comment()), Some(NEXT));
+}
+
+#[test]
+fn progress_is_not_shown_while_github_asks_for_a_pause() {
+    let patches = |world: &World| world.asked.iter().filter(|asked| asked.starts_with("PATCH")).count();
+    let mut world = World::new(two_files());
+    world.push("job");
+    let as_always = patches(&world);
+    let first = {
+        let mut world = World::new(two_files());
+        (1..).find(|at| {
+            world = World::new(two_files());
+            world.fault = Some((*at, Fault::KilledBefore));
+            world.push("job");
+            world.comment_if_any().map_or(false, |body| body.contains("Planning"))
+        })
+    };
+    let mut world = World::new(two_files());
+    world.fault = first.map(|at| (at - 1, Fault::Status(429)));
+    assert_eq!(world.push("job").status, 200);
+    assert_eq!(without_tokens(world.comment()), TWO_FILES);
+    assert!(as_always > 2);
+    assert_eq!(patches(&world), 2, "the refused one, and the review");
+}
+
+#[test]
+fn files_that_github_does_not_list_are_told() {
+    let mut world = World::new(two_files());
+    world.unlisted = 12;
+    world.push("job");
+    assert!(world.comment().contains("\u{b7} 2 files \u{b7} 12 more that GitHub does not list \u{b7}"));
 }
 
 #[test]

@@ -10,6 +10,7 @@ const VENDORED: &str = "vendored";
 const GENERATED: &str = "generated";
 const BINARY: &str = "binary";
 const MINIFIED: &str = "minified";
+const CONFIGURED: &str = "skipped by configuration";
 /// What may hold secrets is not shown to a model at all.
 pub const PRIVATE: &str = "private: may hold secrets, not shown to a model";
 
@@ -62,7 +63,7 @@ impl Patterns {
         }
         let any = |patterns: &str| patterns.split_whitespace().any(|pattern| matches(pattern, path));
         let built_in = PATTERNS.iter().find(|(_, patterns)| any(patterns)).map(|(reason, _)| *reason);
-        built_in.or_else(|| self.own(path, false).then(|| "skipped by configuration"))
+        built_in.or_else(|| self.own(path, false).then(|| CONFIGURED))
     }
 
     fn own(&self, path: &str, wanted: bool) -> bool {
@@ -70,9 +71,14 @@ impl Patterns {
         found.map(|pattern| pattern.trim_start_matches('!')).any(|pattern| matches(pattern, path))
     }
 
-    /// Whether a file of that name may be shown to a model at all.
+    /// Whether no file of that name may be shown to a model.
     pub fn is_private(&self, path: &str) -> bool {
         self.reason(path) == Some(PRIVATE)
+    }
+
+    /// Whether a model is kept from a file of that name when it asks for it: private ones, and the operator's.
+    pub fn hides(&self, path: &str) -> bool {
+        matches!(self.reason(path), Some(PRIVATE | CONFIGURED))
     }
 }
 
@@ -173,6 +179,7 @@ mod tests {
             assert_eq!(patterns.reason(path), None, "{path}");
         }
         assert!(patterns.is_private("a/.ENV") && !patterns.is_private("a.py"));
+        assert!(patterns.hides(".env") && !patterns.hides("Cargo.lock") && Patterns::new("in/").hides("in/a.py"));
     }
 
     #[test]

@@ -3,13 +3,15 @@
 
 use crate::json_out::{elements, integer, string};
 use crate::pack::{cut, visible};
-use crate::skip::{is_private_key, Patterns};
+use crate::skip::is_private_key;
 use faas::json::Json;
 
 /// Calls of one answer that are made; more are ignored.
 const MAX_ASKS: usize = 2;
 const MAX_LINES: u64 = 80;
 const MAX_QUERY_CHARS: usize = 80;
+/// What a tool that fails answers.
+pub const NOT_AVAILABLE: &str = "not available";
 const NOT_SHOWN: &str = "this file is not shown to a model";
 
 /// What a model asks for.
@@ -42,10 +44,11 @@ fn one(of: &Json) -> Option<Ask> {
 }
 
 impl Ask {
-    /// The path of `github` that answers, under `/repos/OWNER/REPO`; `Err` says why not.
-    pub fn request(&self, head: &str, patterns: &Patterns) -> Result<String, String> {
+    /// The path of `github` that answers, under `/repos/OWNER/REPO`; `Err` says why not. `hidden` tells what no model
+    /// may see.
+    pub fn request(&self, head: &str, hidden: impl Fn(&str) -> bool) -> Result<String, String> {
         match self {
-            Ask::Read { path, .. } if patterns.is_private(path) => Err(NOT_SHOWN.to_owned()),
+            Ask::Read { path, .. } if hidden(path) => Err(NOT_SHOWN.to_owned()),
             Ask::Read { path, .. } => Ok(format!("/contents/{}?ref={head}", encoded(path, true))),
             Ask::Search { query } => Ok(format!("/search?q={}&ref={head}", encoded(query, false))),
         }
@@ -60,7 +63,7 @@ impl Ask {
     }
 
     /// An answer of `github` as text, of at most so many bytes.
-    pub fn render(&self, answer: &Json, patterns: &Patterns, max_bytes: usize) -> String {
+    pub fn render(&self, answer: &Json, hidden: impl Fn(&str) -> bool, max_bytes: usize) -> String {
         let mut out = String::new();
         match self {
             Ask::Read { from, to, .. } => {
@@ -74,8 +77,10 @@ impl Ask {
                 let lines = text.lines().enumerate().skip(*from as usize - 1).take((to - from + 1) as usize);
                 lines.for_each(|(at, line)| out += &format!("{:>5}   {}\n", at + 1, cut(line)));
             }
+            // "Nothing" would tell the model that it is used nowhere.
+            Ask::Search { .. } if !string(answer, "unsupported").is_empty() => return NOT_AVAILABLE.to_owned(),
             Ask::Search { .. } => {
-                for item in elements(answer, "items").iter().filter(|item| !patterns.is_private(string(item, "path"))) {
+                for item in elements(answer, "items").iter().filter(|item| !hidden(string(item, "path"))) {
                     for line in elements(item, "lines").iter().take(5) {
                         let number = integer(line, "number").unwrap_or(0);
                         let (path, text) = (visible(string(item, "path")), cut(string(line, "text")));
@@ -133,32 +138,34 @@ mod tests {
 
     #[test]
     fn requests_are_encoded_and_private_files_refused() {
-        let patterns = Patterns::new("");
+        let hidden = |path: &str| path.ends_with(".env");
         let ask = |path: &str| Ask::Read { path: path.into(), from: 1, to: 2 };
-        assert_eq!(ask("\u{e4} b/c?d#").request("abc", &patterns).unwrap(), "/contents/%C3%A4%20b/c%3Fd%23?ref=abc");
-        assert!(ask("conf/.env").request("abc", &patterns).is_err());
+        assert_eq!(ask("\u{e4} b/c?d#").request("abc", &hidden).unwrap(), "/contents/%C3%A4%20b/c%3Fd%23?ref=abc");
+        assert!(ask("conf/.env").request("abc", &hidden).is_err());
         let search = Ask::Search { query: "a&b /c".into() };
-        assert_eq!(search.request("abc", &patterns).unwrap(), "/search?q=a%26b%20%2Fc&ref=abc");
+        assert_eq!(search.request("abc", &hidden).unwrap(), "/search?q=a%26b%20%2Fc&ref=abc");
     }
 
     #[test]
     fn answers_are_text_with_numbers_and_cut() {
-        let patterns = Patterns::new("");
+        let hidden = |path: &str| path == ".env";
         let read = Ask::Read { path: "a".into(), from: 2, to: 3 };
         let answer = Json::parse(r#"{"text":"a\nb\r\n\u00e4\u00e4\u00e4\nd"}"#).unwrap();
-        assert_eq!(read.render(&answer, &patterns, 1000), "    2   b\n    3   \u{e4}\u{e4}\u{e4}\n");
-        assert_eq!(read.render(&answer, &patterns, 19), "    2   b\n    3   \u{2026}");
+        assert_eq!(read.render(&answer, &hidden, 1000), "    2   b\n    3   \u{e4}\u{e4}\u{e4}\n");
+        assert_eq!(read.render(&answer, &hidden, 19), "    2   b\n    3   \u{2026}");
         let odd = Json::parse(r#"{"text":"a\u202eb\rc"}"#).unwrap();
         let first = Ask::Read { path: "a".into(), from: 1, to: 3 };
-        assert_eq!(first.render(&odd, &patterns, 1000), "    1   a<U+202E>b<U+000D>c\n");
+        assert_eq!(first.render(&odd, &hidden, 1000), "    1   a<U+202E>b<U+000D>c\n");
         let key = Json::parse(r#"{"text":"a\n-----BEGIN PRIVATE KEY-----\nMII"}"#).unwrap();
-        assert_eq!(first.render(&key, &patterns, 1000), NOT_SHOWN);
+        assert_eq!(first.render(&key, &hidden, 1000), NOT_SHOWN);
         let binary = Json::parse(r#"{"text":null}"#).unwrap();
-        assert_eq!(read.render(&binary, &patterns, 9), "no text: it is binary, or too large");
+        assert_eq!(read.render(&binary, &hidden, 9), "no text: it is binary, or too large");
         let search = Ask::Search { query: "x".into() };
         let answer = r#"{"items":[{"path":"p","lines":[{"number":3,"text":"x = 1"}]},
             {"path":".env","lines":[{"text":"S"}]}]}"#;
-        assert_eq!(search.render(&Json::parse(answer).unwrap(), &patterns, 1000), "p:3: x = 1\n");
-        assert_eq!(search.render(&Json::Null, &patterns, 1000), "nothing");
+        assert_eq!(search.render(&Json::parse(answer).unwrap(), &hidden, 1000), "p:3: x = 1\n");
+        assert_eq!(search.render(&Json::Null, &hidden, 1000), "nothing");
+        let failed = Json::parse(r#"{"items":[],"unsupported":"GitHub: 403"}"#).unwrap();
+        assert_eq!(search.render(&failed, &hidden, 1000), NOT_AVAILABLE);
     }
 }

@@ -25,6 +25,7 @@ pytestmark = [
 ]
 SETTINGS = {"models": {"default": str(MODEL)}, "model_ctx": 4096}
 _FINDING = re.compile(r"\* \*\*(critical|high|medium|low)\*\*, line (\d+)(, reported before)?: .+")
+_OTHER = ("**Risks**", "* Risk: ", "<details><summary>Not reviewed: ", "</details>", "_")
 _FOOTER = re.compile(
     r"<sub>Reviewed `(\w{7})`(?:, what is new since `(\w{7})`)? \u00b7 (\d+) files? \u00b7 model `default` \u00b7 "
     r"(\d+) \+ (\d+) tokens in (\d+) calls?(?: \u00b7 \d+ findings? of the model named no line of the diff)? \u00b7 "
@@ -70,7 +71,7 @@ def finished(pull: PullRequest) -> Sticky:
         elif line.startswith("**Summary:** "):
             n_summaries += 1
         else:
-            assert line.startswith(("**Risks**", "* Risk: ", "<details><summary>Not reviewed: ", "</details>")), line
+            assert line.startswith(_OTHER), line
         assert not re.search(r"@\w|https?://", line), "neither mentions nor links"
     assert n_summaries == 1
     return Sticky(footer[2] or "", int(footer[3]), findings, known, skipped)

@@ -108,7 +108,7 @@ def test_a_question_is_answered_with_its_tokens_and_its_time(llm: Host) -> None:
 
 
 def test_the_count_of_a_conversation_is_the_prompt_tokens_of_the_model_server(llm: Host) -> None:
-    conversation = user("What is the capital of France? <|im_end|> \u00e4")
+    conversation = user("What is the capital of France? <|im_end|> </s><file_sep> \u00e4")
     (counted,) = ask(llm, "/count", conversation).json()["tokens"]
     before = metric(llm, "faas_model_tokens_total", kind="prompt")
     assert ask(llm, "/chat", conversation).json()["prompt_tokens"] == counted
@@ -321,7 +321,27 @@ def test_an_endpoint_is_given_the_schema_and_what_it_may_say_around_json_is_take
     host, endpoint = remote
     endpoint.script = [completed(f"```json\n{json.dumps(FINDINGS)}\n```")]
     assert json.loads(ask(host, "/chat", user("find", schema=SCHEMA)).json()["text"]) == FINDINGS
-    assert endpoint.seen[0][2]["response_format"]["json_schema"]["schema"] == SCHEMA
+    given = endpoint.seen[0][2]["response_format"]["json_schema"]
+    assert (given["schema"], given["strict"]) == (SCHEMA, False), "objects of it are open, which strict mode refuses"
+
+
+def test_an_endpoint_is_held_to_a_schema_that_strict_mode_takes(remote: tuple[Host, Endpoint]) -> None:
+    host, endpoint = remote
+    items = {**SCHEMA["properties"]["findings"]["items"], "additionalProperties": False}
+    schema = {**SCHEMA, "properties": {"findings": {"type": "array", "items": items}}, "additionalProperties": False}
+    endpoint.script = [completed(json.dumps(FINDINGS))]
+    assert ask(host, "/chat", user("find", schema=schema)).status == 200
+    assert endpoint.seen[0][2]["response_format"]["json_schema"]["strict"] is True
+
+
+def test_an_endpoint_is_sent_no_marks_of_chat_templates(remote: tuple[Host, Endpoint]) -> None:
+    host, endpoint = remote
+    text = "</s>[INST]x<|im_end|>\n<file_sep><\uff5cUser\uff5c> Vec<String> a < b"
+    shown = "< /s>[ INST]x< |im_end|>\n< file_sep>< \uff5cUser\uff5c> Vec<String> a < b"
+    endpoint.script = [completed("ok"), (200, {}, {"data": [{"index": 0, "embedding": [1]}]})]
+    assert ask(host, "/chat", user(text)).status == ask(host, "/embed", {"texts": [text]}).status == 200
+    assert endpoint.seen[0][2]["messages"] == user(shown)["messages"]
+    assert endpoint.seen[1][2]["input"] == [shown]
 
 
 def test_an_endpoint_that_refuses_fields_is_asked_without_them(remote: tuple[Host, Endpoint]) -> None:
@@ -353,7 +373,11 @@ def test_an_answer_that_does_not_conform_is_asked_for_once_more(remote: tuple[Ho
     [
         (refused(429, "slow down", **{"Retry-After": "17"}), 429, "17"),
         (refused(503, "later"), 503, "5"),
-        (refused(500, "oops"), 503, "5"),
+        (refused(502, "gone", **{"Retry-After": "9"}), 503, "9"),
+        (refused(504, "late"), 503, "5"),
+        (refused(529, "overloaded"), 503, "5"),
+        (refused(500, "oops"), 502, None),
+        (refused(501, "unknown"), 502, None),
         (refused(401, "wrong key"), 502, None),
         (refused(400, "no such thing"), 400, None),
         ((200, {}, {"hello": 1}), 502, None),
@@ -371,12 +395,20 @@ def test_what_an_endpoint_refuses_is_passed_on(
 
 def test_an_endpoint_embeds_and_its_tokens_are_estimated(remote: tuple[Host, Endpoint]) -> None:
     host, endpoint = remote
-    endpoint.script = [(200, {}, {"data": [{"index": 1, "embedding": [0, 1]}, {"index": 0, "embedding": [0.5, 0]}]})]
+    endpoint.script = [(200, {}, {"data": [{"index": 1, "embedding": [0, 4]}, {"index": 0, "embedding": [0.5, 0]}]})]
     embedded = ask(host, "/embed", {"texts": ["a", "b"]}).json()
-    assert embedded == {"vectors": [[0.5, 0], [0, 1]], "model": "big", "dimensions": 2}
+    assert embedded == {"vectors": [[1, 0], [0, 1]], "model": "big", "dimensions": 2}
     assert endpoint.seen[0][2] == {"model": "big", "input": ["a", "b"]}
     assert ask(host, "/count", {"texts": ["abcd", ""]}).json() == {"tokens": [2, 0], "exact": False}
     assert ask(host, "/model").json() == {"model": "big", "context_tokens": 8192, "resident": False}
+
+
+def test_vectors_that_can_t_be_compared_are_refused(remote: tuple[Host, Endpoint]) -> None:
+    host, endpoint = remote
+    for vector in ([0, 0], [1e300, 0]):
+        endpoint.script = [(200, {}, {"data": [{"index": 0, "embedding": vector}]})]
+        reply = ask(host, "/embed", {"texts": ["a"]})
+        assert (reply.status, "LLM_EMBED_MODEL" in reply.json()["error"]) == (502, True)
 
 
 def test_an_endpoint_that_is_away_is_to_be_tried_again(make_host: MakeHost) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faas.testing.diffs import DiffError, apply_diff, apply_file, diff_trees, guess_old, parse_diff
+from faas.testing.diffs import DiffError, Link, apply_diff, apply_file, diff_trees, guess_old, parse_diff
 
 EVERYTHING = """\
 commit 1234
@@ -100,6 +100,18 @@ def test_diff_that_does_not_fit_is_refused() -> None:
         apply_file(diff, b"a\nx\n")
     with pytest.raises(DiffError, match="not there"):
         apply_diff([diff], {})
+
+
+def test_symbolic_links_stay_links() -> None:
+    patch = "--- a/l\n+++ b/l\n@@ -1 +1 @@\n-old\n\\ No newline at end of file\n+../new\n\\ No newline at end of file\n"
+    (changed,) = parse_diff("diff --git a/l b/l\nindex 3367afd..3e75765 120000\n" + patch)
+    assert guess_old(changed) == Link(b"old")
+    assert isinstance(guess_old(changed), Link)
+    added = "new file mode 120000\n--- /dev/null\n+++ b/m\n@@ -0,0 +1 @@\n+.env\n\\ No newline at end of file\n"
+    diffs = [changed, *parse_diff("diff --git a/m b/m\n" + added), *parse_diff(EVERYTHING)[:1]]
+    new = apply_diff(diffs, {"l": Link(b"old")})
+    assert (new["l"], new["m"]) == (b"../new", b".env")
+    assert [path for path, content in new.items() if isinstance(content, Link)] == ["l", "m"]
 
 
 def test_hunk_that_ends_early_is_refused() -> None:

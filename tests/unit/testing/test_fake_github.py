@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from faas.testing.diffs import Link
 from faas.testing.github import (
     MAX_COMMENT_CHARS,
     FakeGitHub,
@@ -133,6 +134,45 @@ async def test_forced_push_leaves_nothing_of_the_commit_before(server: GitHubSer
     assert [file["filename"] for file in (await ask(server, f"{REPO}/pulls/1/files")).json] == ["other.txt"]
 
 
+async def test_forced_push_may_leave_the_commits_before(server: GitHubServer, pull: PullRequest) -> None:
+    before = [pull.head_sha, pull.push({"more.txt": b"y\n"})]
+    pull.push({"other.txt": b"x\n"}, force=True, keep=True)
+    document = (await ask(server, f"{REPO}/compare/{before[1]}...{pull.head_sha}")).json
+    assert (document["status"], document["ahead_by"], document["behind_by"]) == ("diverged", 1, 2)
+    assert document["merge_base_commit"]["sha"] == pull.base_sha
+    assert [file["filename"] for file in document["files"]] == ["other.txt"]
+
+
+async def test_link_to_a_file_is_answered_as_that_file_under_its_own_sha(server: GitHubServer) -> None:
+    files = {
+        ".env": b"KEY=1\n",
+        "docs/config": Link(b"../.env"),
+        "docs/again": Link(b"config"),
+        "gone": Link(b"nowhere"),
+        "folder": Link(b"docs"),
+        "out": Link(b"../../etc/passwd"),
+        "round": Link(b"round"),
+    }
+    server.github.repository("octo/demo", files)
+    for path, target in (("docs/config", "../.env"), ("docs/again", "config")):
+        document = (await ask(server, f"{REPO}/contents/{path}")).json
+        assert (document["type"], document["path"], document["size"]) == ("file", path, 6)
+        assert base64.b64decode(document["content"]) == b"KEY=1\n"
+        assert document["sha"] == blob_sha(target.encode()) != blob_sha(b"KEY=1\n")
+        raw = await ask(server, f"{REPO}/contents/{path}", Accept="application/vnd.github.raw+json")
+        assert raw.body == b"KEY=1\n"
+    for path in ("gone", "folder", "out", "round"):
+        document = (await ask(server, f"{REPO}/contents/{path}")).json
+        target = files[path].decode()
+        assert (document["type"], document["target"], document["size"]) == ("symlink", target, len(target))
+        assert document["sha"] == blob_sha(target.encode())
+        assert "content" not in document
+    listed = (await ask(server, f"{REPO}/contents")).json
+    assert {one["name"]: one["type"] for one in listed} == {
+        ".env": "file", "docs": "dir", "folder": "symlink", "gone": "symlink", "out": "symlink", "round": "symlink",
+    }  # fmt: skip
+
+
 async def test_contents_are_files_folders_or_not_there(server: GitHubServer) -> None:
     files = {"a/ü.txt": b"\xc3\xa4\n", "a/b/c": b"", "big": b"x" * 1_100_000, "secret": b"s"}
     repository = server.github.repository("octo/demo", files)
@@ -163,6 +203,23 @@ async def test_comments_are_made_listed_and_edited_by_their_owner(server: GitHub
     for text in ("", "x" * (MAX_COMMENT_CHARS + 1)):
         assert (await ask(server, path, method="PATCH", document={"body": text})).status == 422
     assert (await ask(server, f"{REPO}/issues/comments/1", method="PATCH", document={"body": "x"})).status == 404
+
+
+async def test_comment_is_deleted_by_its_owner_alone(server: GitHubServer, pull: PullRequest) -> None:
+    theirs, mine = server.github.comment(pull, "ann", "hers"), server.github.comment(pull, "review-bot", "mine")
+    paths = [f"{REPO}/issues/comments/{comment.id}" for comment in (theirs, mine, mine)]
+    replies = [await ask(server, path, method="DELETE") for path in paths]
+    assert [(reply.status, reply.body) for reply in replies[1:2]] == [(204, b"")]
+    assert [reply.status for reply in replies] == [403, 204, 404]
+    assert pull.comments == [theirs]
+
+
+async def test_pull_request_that_is_locked_takes_no_comment(server: GitHubServer, pull: PullRequest) -> None:
+    pull.locked = True
+    assert (await ask(server, f"{REPO}/pulls/1")).json["locked"] is True
+    refused = await ask(server, f"{REPO}/issues/1/comments", method="POST", document={"body": "x"})
+    assert (refused.status, "locked" in refused.json["message"]) == (403, True)
+    assert pull.comments == []
 
 
 async def test_permissions_are_those_of_the_legacy_roles(server: GitHubServer) -> None:
@@ -208,14 +265,67 @@ async def test_primary_limit_counts_down_and_is_over_at_its_reset(server: GitHub
     assert (await ask(server, "/user")).status == 200
 
 
-async def test_secondary_limit_says_so(server: GitHubServer) -> None:
+async def test_secondary_limit_lasts_until_it_is_over(server: GitHubServer, clock: Clock) -> None:
+    server.github.repository("octo/demo")
     server.github.secondary_limit("GET", "/user", retry_after_s=7)
-    server.github.secondary_limit("GET", "/user", retry_after_s=None, status=429)
+    clock.now_s += 100  # it begins with the first request that it meets
+    seen = []
+    for _ in range(4):
+        reply = await ask(server, "/user")
+        seen.append((reply.status, reply.headers.get("Retry-After")))
+        assert (await ask(server, REPO)).status == 200, "nothing else is limited"
+        clock.now_s += 2.5
+    assert seen == [(403, "7"), (403, "5"), (403, "2"), (200, None)]
+    assert (await ask(server, "/user")).status == 200
+
+
+async def test_secondary_limit_of_so_many_requests_says_so(server: GitHubServer) -> None:
+    server.github.secondary_limit("GET", "/user", retry_after_s=7, times=1)
+    server.github.secondary_limit("GET", "/user", retry_after_s=None, status=429, times=1)
     first, second, third = [await ask(server, "/user") for _ in range(3)]
     assert (first.status, first.headers["Retry-After"]) == (403, "7")
     assert (second.status, "Retry-After" in second.headers) == (429, False)
     assert "secondary rate limit" in second.json["message"]
     assert third.status == 200
+
+
+async def test_search_has_a_limit_of_its_own(server: GitHubServer, clock: Clock) -> None:
+    server.github.repository("octo/demo")
+    server.github.max_searches = 2
+    path = f"/search/code?q={quote('x repo:octo/demo')}"
+    replies = [await ask(server, path) for _ in range(3)]
+    assert [reply.status for reply in replies] == [200, 200, 403]
+    assert [reply.headers["X-RateLimit-Remaining"] for reply in replies] == ["1", "0", "0"]
+    assert int(replies[2].headers["X-RateLimit-Reset"]) == int(clock.now_s) + 60
+    assert replies[2].headers["X-RateLimit-Resource"] == "code_search"
+    assert "rate limit exceeded" in replies[2].json["message"]
+    other = await ask(server, "/user")
+    assert (other.status, other.headers["X-RateLimit-Remaining"]) == (200, "4999")
+    clock.now_s += 60
+    assert (await ask(server, path)).status == 200
+    assert FakeGitHub().max_searches == 10
+
+
+async def test_replica_that_is_behind_has_what_was_before_the_push(server: GitHubServer, pull: PullRequest) -> None:
+    first = pull.head_sha
+    pull.push({"new.txt": b"x\n"}, force=True)
+    server.github.lag(pull, 2)
+    server.github.lag(pull, files=True)
+    shas = [(await ask(server, f"{REPO}/pulls/1")).json["head"]["sha"] for _ in range(3)]
+    assert shas == [first, first, pull.head_sha]
+    names = [[file["filename"] for file in (await ask(server, f"{REPO}/pulls/1/files")).json] for _ in range(2)]
+    assert names == [["src/a.py"], ["new.txt"]]
+
+
+async def test_replica_that_is_behind_knows_no_new_pull_request(server: GitHubServer, pull: PullRequest) -> None:
+    server.github.lag(pull)
+    assert [(await ask(server, f"{REPO}/pulls/1")).status for _ in range(2)] == [404, 200]
+    pull.push({"new.txt": b"x\n"})
+    server.github.lag(pull, missing=True)
+    assert [(await ask(server, f"{REPO}/pulls/1")).status for _ in range(2)] == [404, 200]
+    server.github.lag(pull, missing=True)
+    server.github.heal()
+    assert (await ask(server, f"{REPO}/pulls/1")).status == 200
 
 
 async def test_failure_comes_as_often_as_asked_for_before_or_after_the_deed(
