@@ -25,7 +25,7 @@ import msgspec
 from faas.cli.client import Access, AdminClient, find_host
 from faas.cli.package import load_package
 from faas.errors import ConfigError, FaasError, HostUnreachableError
-from faas.testing.diffs import parse_diff
+from faas.testing.diffs import DiffError, apply_diff, guess_old, parse_diff
 from faas.testing.github import FakeGitHub, PullRequest, deliver, pointed_at, running_github
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,25 +112,45 @@ def change_of(commit: str, file: Path | None) -> Change:
     Raises: ConfigError.
     """
     if commit:
-        shown = _git("show", "--format=%s", commit, "--")
-        title, _, diff = shown.decode("utf-8", "replace").partition("\n")
-        before = [one.before for one in parse_diff(diff) if one.status != "added"]
-        return Change(title, diff, {path: _git("show", f"{commit}^:{path}") for path in before})
+        with _refused(commit, "name another --commit, or leave it out for the stored one"):
+            title, _, diff = _git("show", "--format=%s", commit, "--").decode().partition("\n")
+            before = [one.before for one in parse_diff(diff) if one.status != "added"]
+            base = {path: _git("show", f"{commit}^:{path}") for path in before}
+            return _fitting(Change(title, diff, base))
     path = file or STORED
-    try:
+    with _refused(str(path), "--diff takes a unified diff in UTF-8, as `git diff` writes it"):
         text = path.read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"can't read {path}: {exc}; --diff takes a unified diff in UTF-8") from exc
-    if not parse_diff(text):
-        raise ConfigError(f"{path} has no file as `git diff` writes it; --diff takes a unified diff")
-    return Change(path.stem if text.startswith("diff ") else text.partition("\n")[0], text, {})
+        return _fitting(Change(path.stem if text.startswith("diff ") else text.partition("\n")[0], text, {}))
+
+
+@contextlib.contextmanager
+def _refused(source: str, advice: str) -> Iterator[None]:
+    """Say of what can't be a pull request what to give instead."""
+    try:
+        yield
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"{source} changes text that is not UTF-8; {advice}") from exc
+    except (OSError, DiffError) as exc:
+        raise ConfigError(f"can't take {source}: {exc}; {advice}") from exc
+
+
+def _fitting(change: Change) -> Change:
+    """Return *change*, which can be applied. Raises: DiffError, UnicodeDecodeError."""
+    diffs = parse_diff(change.diff)
+    if not diffs:
+        raise DiffError("it has no changed file as git shows it, as merges have none")
+    guessed = {diff.before: guess_old(diff) for diff in diffs if diff.status != "added"}
+    apply_diff(diffs, {**guessed, **change.base})
+    return change
 
 
 def _git(*arguments: str) -> bytes:
     try:
         return subprocess.run(("git", *arguments), cwd=ROOT, capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as exc:
-        said = exc.stderr.decode().strip() if isinstance(exc, subprocess.CalledProcessError) else str(exc)
+        said = (
+            exc.stderr.decode(errors="replace").strip() if isinstance(exc, subprocess.CalledProcessError) else str(exc)
+        )
         raise ConfigError(f"git {' '.join(arguments)} failed: {said}; leave --commit out for the stored one") from exc
 
 

@@ -1,24 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The documents in the function's store, in pieces.
+//! The documents in pieces: those of the bundle, and those that were put.
 //!
-//! `doc:NAME` is a document's record, `part:NAME:GENERATION:N` are its pieces, some to a
-//! value. A document is replaced by one compare-and-set of its record, behind parts that
-//! are written under a new generation: who asks meanwhile has the one or the other.
+//! `text:NAME` is a document that was put, as a whole: replaced and deleted in one step.
+//! `vectors:PIECES:MAKER` are the embeddings of pieces in a row, by hashes of their texts
+//! and of what made them. So versions of the function with other documents write nothing
+//! that another one would write otherwise, and what nobody asks for is gone after a week.
 
-use crate::{embed, Refusal};
+use crate::{embed, Refusal, EMBEDDED_AT_ONCE};
 use faas::json_string;
 use faas::msgpack::{DecodeError, Reader, Value, Writer};
-use faas::v1::{Error, Store};
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
+use faas::v1::Store;
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 const MAX_PIECE_BYTES: usize = 900;
-/// Values may be a megabyte.
-const MAX_PART_BYTES: usize = 256 * 1024;
 const PAGE: u32 = 500;
-/// Of changes that others make at the same time.
-const MAX_TRIES: usize = 5;
+const DAY_MS: u64 = 24 * 3_600_000;
+/// How long vectors are kept that no question needs.
+const UNUSED_MS: u64 = 7 * DAY_MS;
 
 /// A piece of a document, at its lines.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,72 +30,32 @@ pub struct Piece {
     pub vector: Vec<f32>,
 }
 
-/// What is known of a document.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Record {
-    hash: u64,
-    generation: u64,
-    parts: u64,
-    pieces: u64,
-    /// What made the vectors; empty where there are none.
-    maker: String,
-    is_bundled: bool,
-}
-
-impl Record {
-    fn encode(&self) -> Vec<u8> {
-        let mut writer = Writer::default();
-        writer.array(6);
-        for number in [self.hash, self.generation, self.parts, self.pieces, u64::from(self.is_bundled)] {
-            writer.uint(number);
-        }
-        writer.str(&self.maker);
-        writer.into_bytes()
-    }
-
-    fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
-        let mut reader = Reader::new(bytes);
-        array(&mut reader)?;
-        let mut uint = || reader.uint();
-        let (hash, generation, parts, pieces, is_bundled) = (uint()?, uint()?, uint()?, uint()?, uint()? != 0);
-        Ok(Record { hash, generation, parts, pieces, is_bundled, maker: reader.str()?.to_owned() })
-    }
-}
-
-fn array(reader: &mut Reader) -> Result<u32, DecodeError> {
-    match reader.value()? {
-        Value::Array(count) => Ok(count),
-        _ => Err(DecodeError::WrongType),
-    }
-}
-
-fn encode_pieces(pieces: &[Piece]) -> Vec<u8> {
+fn encode_vectors(written_ms: u64, vectors: &[Vec<f32>]) -> Vec<u8> {
     let mut writer = Writer::default();
-    writer.array(pieces.len());
-    for piece in pieces {
-        writer.array(4);
-        writer.uint(piece.from);
-        writer.uint(piece.to);
-        writer.str(&piece.text);
-        let bytes: Vec<u8> = piece.vector.iter().flat_map(|value| value.to_le_bytes()).collect();
+    writer.array(vectors.len() + 1);
+    writer.uint(written_ms);
+    for vector in vectors {
+        let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
         writer.bin(&bytes);
     }
     writer.into_bytes()
 }
 
-fn decode_pieces(document: &str, bytes: &[u8]) -> Result<Vec<Piece>, DecodeError> {
+fn decode_vectors(bytes: &[u8]) -> Result<(u64, Vec<Vec<f32>>), DecodeError> {
     let mut reader = Reader::new(bytes);
-    let mut pieces = Vec::new();
-    for _ in 0..array(&mut reader)? {
-        array(&mut reader)?;
-        let (from, to, text) = (reader.uint()?, reader.uint()?, reader.str()?.to_owned());
-        let values = reader.bytes()?.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]));
-        pieces.push(Piece { document: document.to_owned(), from, to, text, vector: values.collect() });
+    let count = match reader.value()? {
+        Value::Array(count) => count,
+        _ => return Err(DecodeError::WrongType),
+    };
+    let (written_ms, mut vectors) = (reader.uint()?, Vec::new());
+    for _ in 1..count {
+        let fours = reader.bytes()?.chunks_exact(4);
+        vectors.push(fours.map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]])).collect());
     }
-    Ok(pieces)
+    Ok((written_ms, vectors))
 }
 
-/// FNV-1a: says whether a text has changed, and guards nothing.
+/// FNV-1a: tells texts apart, and guards nothing.
 fn hash(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
@@ -137,6 +96,8 @@ pub fn pieces_of(document: &str, text: &str) -> Vec<Piece> {
     for piece in &mut pieces {
         piece.text.truncate(piece.text.trim_end().len());
     }
+    // What is cut out of a line may be nothing but spaces.
+    pieces.retain(|piece| !piece.text.is_empty());
     pieces
 }
 
@@ -158,24 +119,6 @@ fn cut(line: &str) -> Vec<&str> {
 
 pub fn texts(pieces: &[Piece]) -> Vec<&str> {
     pieces.iter().map(|piece| piece.text.as_str()).collect()
-}
-
-/// Pieces in groups that fit into a value each.
-fn in_parts(pieces: &[Piece]) -> Vec<&[Piece]> {
-    let (mut parts, mut start, mut size) = (Vec::new(), 0, 0);
-    for (at, piece) in pieces.iter().enumerate() {
-        let more = piece.text.len() + 4 * piece.vector.len() + 32;
-        if at > start && size + more > MAX_PART_BYTES {
-            parts.push(&pieces[start..at]);
-            start = at;
-            size = 0;
-        }
-        size += more;
-    }
-    if start < pieces.len() {
-        parts.push(&pieces[start..]);
-    }
-    parts
 }
 
 /// The text files of the bundle, by their paths.
@@ -206,26 +149,37 @@ impl Index {
         Ok(Index { store: Store::open("default")? })
     }
 
-    fn record(&self, name: &str) -> Result<Option<(Record, Vec<u8>)>, Refusal> {
-        match self.store.get(&format!("doc:{name}"))? {
-            None => Ok(None),
-            Some(bytes) => Ok(Some((Record::decode(&bytes).map_err(Error::from)?, bytes))),
-        }
-    }
-
-    fn names(&self) -> Result<Vec<String>, Refusal> {
-        let (mut names, mut cursor) = (Vec::new(), String::new());
+    fn keys(&self, prefix: &str) -> Result<Vec<String>, Refusal> {
+        let (mut all, mut cursor) = (Vec::new(), String::new());
         loop {
-            let (keys, next) = self.store.list("doc:", &cursor, PAGE)?;
-            names.extend(keys.iter().map(|key| key["doc:".len()..].to_owned()));
+            let (keys, next) = self.store.list(prefix, &cursor, PAGE)?;
+            all.extend(keys);
             if next.is_empty() {
-                return Ok(names);
+                return Ok(all);
             }
             cursor = next;
         }
     }
 
-    /// The bundle's documents can't be put or deleted: the next question would undo it.
+    /// Visits all documents with their names, texts, and whether they are of the bundle. One that
+    /// was put under a name that the bundle has, too, is passed over.
+    fn each(&self, mut visit: impl FnMut(&str, &str, bool) -> Result<(), Refusal>) -> Result<(), Refusal> {
+        let bundled = bundle();
+        for (name, text) in &bundled {
+            visit(name, text, true)?;
+        }
+        for key in self.keys("text:")? {
+            let name = &key["text:".len()..];
+            if bundled.iter().all(|(bundled, _)| bundled != name) {
+                if let Some(text) = self.store.get(&key)? {
+                    visit(name, &String::from_utf8_lossy(&text), false)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The bundle's documents can't be put or deleted: nobody would see it.
     pub fn refuse_bundled(&self, name: &str) -> Result<(), Refusal> {
         if bundle().iter().any(|(bundled, _)| bundled == name) {
             return Err(Refusal::new(409, format!("{name} is deployed with the function; deploy it anew, or take another name")));
@@ -233,166 +187,129 @@ impl Index {
         Ok(())
     }
 
-    /// Takes over what was deployed with the function, and embeds what `maker` has not; without
-    /// a maker vectors stay as they are.
-    pub fn bring_up_to_date(&self, maker: Option<&str>) -> Result<(), Refusal> {
-        let bundled = bundle();
-        for (name, text) in &bundled {
-            let known = self.record(name)?.map(|(record, _)| record);
-            let is_current = known.as_ref().map_or(false, |record| {
-                record.is_bundled && record.hash == hash(text) && maker.map_or(true, |maker| record.maker == maker)
-            });
-            if !is_current {
-                let pieces = pieces_of(name, text);
-                let embedded = if maker.is_some() { embed(&texts(&pieces))? } else { None };
-                self.write(name, text, pieces, embedded, true)?;
+    /// All pieces of all documents, and whether `maker` has done what it can for their vectors;
+    /// without a maker they have none.
+    pub fn pieces(&self, maker: Option<&str>) -> Result<(Vec<Piece>, bool), Refusal> {
+        let (mut all, mut embedded) = (Vec::new(), maker.is_some());
+        self.each(|name, text, _| {
+            let mut pieces = pieces_of(name, text);
+            if let Some(maker) = maker.filter(|_| embedded) {
+                embedded = self.fill(&mut pieces, maker)?;
             }
-        }
-        for name in self.names()? {
-            let (record, _) = match self.record(&name)? {
-                Some(known) => known,
-                None => continue,
+            all.append(&mut pieces);
+            Ok(())
+        })?;
+        Ok((all, embedded))
+    }
+
+    /// Gives pieces their vectors, those that are kept or new ones; false if `maker` makes none now.
+    fn fill(&self, pieces: &mut [Piece], maker: &str) -> Result<bool, Refusal> {
+        for some in pieces.chunks_mut(EMBEDDED_AT_ONCE) {
+            let vectors = match self.kept(some, maker)? {
+                Some(vectors) => vectors,
+                None => match embed(&texts(some))? {
+                    // All of them were refused, and would be again.
+                    Some((vectors, by)) if by.is_empty() || by == maker => {
+                        self.keep(some, maker, &vectors)?;
+                        vectors
+                    }
+                    _ => return Ok(false),
+                },
             };
-            if record.is_bundled && !bundled.iter().any(|(bundled, _)| *bundled == name) {
-                self.delete(&name)?;
-            } else if maker.map_or(false, |maker| record.maker != maker) {
-                self.embed_again(&name, &record)?;
+            for (piece, vector) in some.iter_mut().zip(vectors) {
+                piece.vector = vector;
             }
         }
-        Ok(())
+        Ok(true)
     }
 
-    fn embed_again(&self, name: &str, record: &Record) -> Result<(), Refusal> {
-        if let Some(mut pieces) = self.read(name, record)? {
-            if let Some(embedded) = embed(&texts(&pieces))? {
-                fill(&mut pieces, embedded.0);
-                self.replace(name, &pieces, |known| {
-                    // Put anew meanwhile: that one has vectors of its own.
-                    let same = known.filter(|known| known.hash == record.hash)?;
-                    Some(Record { maker: embedded.1.clone(), ..same.clone() })
-                })?;
-            }
+    fn kept(&self, pieces: &[Piece], maker: &str) -> Result<Option<Vec<Vec<f32>>>, Refusal> {
+        let found = self.store.get(&vectors_key(pieces, maker))?;
+        let (written_ms, vectors) = match found.and_then(|bytes| decode_vectors(&bytes).ok()) {
+            Some(kept) if kept.1.len() == pieces.len() => kept,
+            _ => return Ok(None),
+        };
+        // What was refused is not kept for ever: the reason may have been another than its length.
+        if now_ms().saturating_sub(written_ms) > DAY_MS && vectors.iter().all(|vector| !vector.is_empty()) {
+            self.keep(pieces, maker, &vectors)?;
         }
-        Ok(())
+        Ok(Some(vectors))
     }
 
-    /// Stores a document; says whether there was none of that name.
-    pub fn write(
-        &self, name: &str, text: &str, mut pieces: Vec<Piece>, embedded: Option<(Vec<Vec<f32>>, String)>,
-        is_bundled: bool,
-    ) -> Result<bool, Refusal> {
-        let mut maker = String::new();
-        if let Some((vectors, by)) = embedded {
-            fill(&mut pieces, vectors);
-            maker = by;
-        }
-        let record = Record { hash: hash(text), generation: 0, parts: 0, pieces: 0, maker, is_bundled };
-        self.replace(name, &pieces, |_| Some(record.clone()))
+    fn keep(&self, pieces: &[Piece], maker: &str, vectors: &[Vec<f32>]) -> Result<(), Refusal> {
+        Ok(self.store.set_for(&vectors_key(pieces, maker), &encode_vectors(now_ms(), vectors), UNUSED_MS)?)
     }
 
-    /// Writes pieces under a new generation, and then the record that `make` makes of the known
-    /// one, until nobody else has changed it meanwhile; `None` of `make` leaves all as it is.
-    fn replace(
-        &self, name: &str, pieces: &[Piece], make: impl Fn(Option<&Record>) -> Option<Record>,
-    ) -> Result<bool, Refusal> {
-        let generation = RandomState::new().build_hasher().finish();
-        let parts = in_parts(pieces);
-        for (at, part) in parts.iter().enumerate() {
-            self.store.set(&part_key(name, generation, at as u64), &encode_pieces(part))?;
-        }
-        let (n_parts, n_pieces) = (parts.len() as u64, pieces.len() as u64);
-        let ours = Record { hash: 0, generation, parts: n_parts, pieces: 0, maker: String::new(), is_bundled: false };
-        for _ in 0..MAX_TRIES {
-            let known = self.record(name)?;
-            let record = match make(known.as_ref().map(|(record, _)| record)) {
-                Some(record) => Record { generation, parts: n_parts, pieces: n_pieces, ..record },
+    /// Stores a document, embedded if it `embeds`; says of how many pieces, and whether there was
+    /// none of that name.
+    pub fn put(&self, name: &str, text: &str, embeds: bool) -> Result<(usize, bool), Refusal> {
+        let pieces = pieces_of(name, text);
+        for some in pieces.chunks(EMBEDDED_AT_ONCE).take_while(|_| embeds) {
+            match embed(&texts(some))? {
+                Some((vectors, by)) if !by.is_empty() => self.keep(some, &by, &vectors)?,
+                Some(_) => {}
                 None => break,
-            };
-            let expected = known.as_ref().map(|(_, bytes)| bytes.as_slice());
-            if self.store.compare_and_set(&format!("doc:{name}"), expected, &record.encode())? {
-                return match known {
-                    Some((old, _)) => self.forget(name, &old).map(|()| false),
-                    None => Ok(true),
-                };
             }
         }
-        self.forget(name, &ours)?;
-        Ok(false)
-    }
-
-    fn forget(&self, name: &str, record: &Record) -> Result<(), Refusal> {
-        for at in 0..record.parts {
-            self.store.delete(&part_key(name, record.generation, at))?;
-        }
-        Ok(())
+        let key = format!("text:{name}");
+        let old = self.store.get(&key)?;
+        self.store.set(&key, text.as_bytes())?;
+        self.forget(old.as_deref(), &pieces)?;
+        Ok((pieces.len(), old.is_none()))
     }
 
     /// Removes a document; says whether it was there.
     pub fn delete(&self, name: &str) -> Result<bool, Refusal> {
-        let known = self.record(name)?;
-        let found = self.store.delete(&format!("doc:{name}"))?;
-        if let Some((record, _)) = known {
-            self.forget(name, &record)?;
-        }
+        let key = format!("text:{name}");
+        let old = self.store.get(&key)?;
+        let found = self.store.delete(&key)?;
+        self.forget(old.as_deref(), &[])?;
         Ok(found)
     }
 
-    /// The pieces of a record; `None` if it was replaced meanwhile.
-    fn read(&self, name: &str, record: &Record) -> Result<Option<Vec<Piece>>, Refusal> {
-        let mut pieces = Vec::with_capacity(record.pieces as usize);
-        for at in 0..record.parts {
-            match self.store.get(&part_key(name, record.generation, at))? {
-                Some(bytes) => pieces.extend(decode_pieces(name, &bytes).map_err(Error::from)?),
-                None => return Ok(None),
+    /// Removes the vectors of a text at once, but for those that `left` has, too. Another document
+    /// of the same text gets its own anew.
+    fn forget(&self, text: Option<&[u8]>, left: &[Piece]) -> Result<(), Refusal> {
+        let left: Vec<String> = left.chunks(EMBEDDED_AT_ONCE).map(|some| vectors_key(some, "")).collect();
+        let pieces = pieces_of("", &String::from_utf8_lossy(text.unwrap_or(b"")));
+        for some in pieces.chunks(EMBEDDED_AT_ONCE).filter(|some| !left.contains(&vectors_key(some, ""))) {
+            for key in self.keys(&vectors_prefix(some))? {
+                self.store.delete(&key)?;
             }
         }
-        Ok(Some(pieces))
-    }
-
-    /// All pieces of all documents.
-    pub fn pieces(&self) -> Result<Vec<Piece>, Refusal> {
-        let mut all = Vec::new();
-        for name in self.names()? {
-            for _ in 0..MAX_TRIES {
-                let found = match self.record(&name)? {
-                    Some((record, _)) => self.read(&name, &record)?,
-                    None => break,
-                };
-                if let Some(pieces) = found {
-                    all.extend(pieces);
-                    break;
-                }
-            }
-        }
-        Ok(all)
+        Ok(())
     }
 
     /// The documents as JSON.
     pub fn list(&self) -> Result<String, Refusal> {
         let mut rows = Vec::new();
-        for name in self.names()? {
-            if let Some((record, _)) = self.record(&name)? {
-                rows.push(format!(
-                    "{{\"name\":{},\"pieces\":{},\"embedded\":{},\"bundled\":{}}}",
-                    json_string(&name),
-                    record.pieces,
-                    !record.maker.is_empty(),
-                    record.is_bundled
-                ));
+        self.each(|name, text, is_bundled| {
+            let (pieces, mut embedded) = (pieces_of(name, text), true);
+            for some in pieces.chunks(EMBEDDED_AT_ONCE) {
+                embedded = embedded && !self.store.list(&vectors_prefix(some), "", 1)?.0.is_empty();
             }
-        }
+            rows.push(format!(
+                "{{\"name\":{},\"pieces\":{},\"embedded\":{embedded},\"bundled\":{is_bundled}}}",
+                json_string(name),
+                pieces.len()
+            ));
+            Ok(())
+        })?;
         Ok(format!("{{\"documents\":[{}]}}", rows.join(",")))
     }
 }
 
-fn part_key(name: &str, generation: u64, at: u64) -> String {
-    format!("part:{name}:{generation:016x}:{at}")
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
-fn fill(pieces: &mut [Piece], vectors: Vec<Vec<f32>>) {
-    for (piece, vector) in pieces.iter_mut().zip(vectors) {
-        piece.vector = vector;
-    }
+fn vectors_prefix(pieces: &[Piece]) -> String {
+    let text = texts(pieces).join("\0");
+    format!("vectors:{:016x}-{:x}:", hash(&text), text.len())
+}
+
+fn vectors_key(pieces: &[Piece], maker: &str) -> String {
+    format!("{}{:016x}", vectors_prefix(pieces), hash(maker))
 }
 
 #[cfg(test)]
@@ -425,22 +342,23 @@ mod tests {
     }
 
     #[test]
-    fn records_and_pieces_are_read_as_they_were_written() {
-        let record = Record { hash: u64::MAX, generation: 1, parts: 2, pieces: 3, maker: "m/2".into(), is_bundled: true };
-        assert_eq!(Record::decode(&record.encode()), Ok(record));
-        let mut pieces = pieces_of("d", "one\n");
-        fill(&mut pieces, vec![vec![0.25, -1.5]]);
-        assert_eq!(decode_pieces("d", &encode_pieces(&pieces)), Ok(pieces));
-        assert!(Record::decode(b"\xc0").is_err() && decode_pieces("d", b"\x91\xc0").is_err());
+    fn no_piece_is_empty() {
+        let pieces = pieces_of("d", &format!("x{}y\n{}", " ".repeat(2000), "\u{3000}".repeat(1000)));
+        assert_eq!(texts(&pieces).iter().map(|text| text.trim()).collect::<Vec<_>>(), ["x", "y"]);
     }
 
     #[test]
-    fn parts_stay_below_the_limit_of_values() {
-        let piece = Piece { document: "d".into(), from: 1, to: 1, text: "x".repeat(900), vector: vec![0.5; 1024] };
-        let pieces = vec![piece; 500];
-        let parts = in_parts(&pieces);
-        assert_eq!(parts.iter().map(|part| part.len()).sum::<usize>(), 500);
-        assert!(parts.iter().all(|part| encode_pieces(part).len() <= MAX_PART_BYTES));
-        assert!(in_parts(&[]).is_empty());
+    fn vectors_are_read_as_they_were_written() {
+        let vectors = vec![vec![0.25, -1.5], Vec::new()];
+        assert_eq!(decode_vectors(&encode_vectors(u64::MAX, &vectors)), Ok((u64::MAX, vectors)));
+        assert!(decode_vectors(b"\xc0").is_err() && decode_vectors(b"\x92\x01").is_err());
+    }
+
+    #[test]
+    fn vectors_belong_to_texts_and_their_maker_whatever_document_it_is() {
+        let key = |name: &str, text: &str, maker: &str| vectors_key(&pieces_of(name, text), maker);
+        assert_eq!(key("a", "one\n", "m/2"), key("b", "one\n", "m/2"));
+        assert_ne!(key("a", "one\n", "m/2"), key("a", "one\n", "m/3"));
+        assert_ne!(key("a", "one\n", "m/2"), key("a", "two\n", "m/2"));
     }
 }

@@ -6,9 +6,9 @@
 //!     PUT /qa/docs/NAME     adds or replaces one, UTF-8 text
 //!     DELETE /qa/docs/NAME
 //!
-//! Documents are kept in pieces in the function's store, with their embeddings where the
-//! function `llm` makes some; without, pieces are found by their words. Either way the
-//! best of them go to the model beside the question.
+//! Pieces of them are found by their embeddings, where the function `llm` makes some, which
+//! are kept in the function's store; without, by their words. Either way the best of them go
+//! to the model beside the question.
 
 mod index;
 mod rank;
@@ -27,6 +27,7 @@ const MAX_TOKENS: f64 = 256.0;
 const MAX_QUESTION_BYTES: usize = 4096;
 /// What a message costs beside its text.
 const MARGIN_TOKENS: f64 = 16.0;
+/// Few enough that their vectors fit into a value of the store, a megabyte.
 const EMBEDDED_AT_ONCE: usize = 32;
 
 /// Why there is no answer; becomes `{"error", "status"}`.
@@ -35,11 +36,13 @@ pub struct Refusal {
     status: u16,
     message: String,
     retry_after: Option<String>,
+    /// What `llm` answered, where it did.
+    of_llm: Option<u16>,
 }
 
 impl Refusal {
     fn new(status: u16, message: impl Into<String>) -> Refusal {
-        Refusal { status, message: message.into(), retry_after: None }
+        Refusal { status, message: message.into(), retry_after: None, of_llm: None }
     }
 
     fn response(&self) -> Response {
@@ -60,6 +63,10 @@ impl From<Error> for Refusal {
                 Refusal { retry_after: Some("1".into()), ..Refusal::new(503, "the store is not available; try again") }
             }
             Error::LIMIT => Refusal::new(507, "the store is full; delete documents, or raise kv_max_store_bytes"),
+            Error::TOO_LARGE => Refusal::new(
+                413,
+                "a document or its embeddings are over kv_max_value_bytes; raise it, or split the document",
+            ),
             error => Refusal::new(500, format!("the store: {error}; the function's log says why")),
         }
     }
@@ -88,6 +95,7 @@ fn ask(method: &str, path: &str, body: &str) -> Result<Json, Refusal> {
         status: if matches!(head.status, 429 | 503) { head.status } else { 502 },
         message: format!("the function llm answers {}: {}", head.status, said.unwrap_or("nothing; see its log")),
         retry_after: head.header("retry-after").map(str::to_owned),
+        of_llm: Some(head.status),
     })
 }
 
@@ -95,31 +103,43 @@ fn busy(refusal: &Refusal) -> bool {
     matches!(refusal.status, 429 | 503)
 }
 
-/// The vectors of texts, and a name for what made them. `None` where there is nothing that
-/// makes any; a model that is busy now is an error.
+/// The vectors of texts, and a name for what made them. Those that the model refuses, as too long
+/// for it, have an empty one; if it refuses all, the name is empty, too. `None` where there is
+/// nothing that makes any; a model that is busy now is an error.
 fn embed(texts: &[&str]) -> Result<Option<(Vec<Vec<f32>>, String)>, Refusal> {
-    let (mut vectors, mut maker) = (Vec::with_capacity(texts.len()), String::new());
-    for some in texts.chunks(EMBEDDED_AT_ONCE) {
-        let quoted: Vec<String> = some.iter().map(|text| json_string(text)).collect();
-        let json = match ask("POST", "/embed", &format!("{{\"texts\":[{}]}}", quoted.join(","))) {
-            Ok(json) => json,
-            Err(refusal) if busy(&refusal) => return Err(refusal),
-            Err(_) => return Ok(None),
-        };
-        let rows = json.get("vectors").and_then(Json::array).unwrap_or(&[]);
-        let read = |row: &Json| -> Option<Vec<f32>> {
-            row.array()?.iter().map(|value| value.number().map(|value| value as f32)).collect()
-        };
-        let read: Option<Vec<Vec<f32>>> = rows.iter().map(read).collect();
-        match read {
-            Some(read) if read.len() == some.len() && !read[0].is_empty() => vectors.extend(read),
-            _ => return Ok(None),
-        }
+    let quoted: Vec<String> = texts.iter().map(|text| json_string(text)).collect();
+    let json = match ask("POST", "/embed", &format!("{{\"texts\":[{}]}}", quoted.join(","))) {
+        Ok(json) => json,
+        Err(refusal) if busy(&refusal) => return Err(refusal),
+        Err(refusal) if matches!(refusal.of_llm, Some(400 | 413 | 422)) => return embed_by_halves(texts),
+        Err(_) => return Ok(None),
+    };
+    let rows = json.get("vectors").and_then(Json::array).unwrap_or(&[]);
+    let read = |row: &Json| -> Option<Vec<f32>> {
+        row.array()?.iter().map(|value| value.number().map(|value| value as f32)).collect()
+    };
+    let read: Option<Vec<Vec<f32>>> = rows.iter().map(read).collect();
+    Ok(read.filter(|read| read.len() == texts.len() && !read[0].is_empty()).map(|vectors| {
         let model = json.get("model").and_then(Json::text).unwrap_or("");
         // Another model under the same name shows by its vectors' length at least.
-        maker = format!("{model}/{}", vectors[0].len());
+        let maker = format!("{model}/{}", vectors[0].len());
+        (vectors, maker)
+    }))
+}
+
+/// For what was refused together: the text that is to blame is found, and the others get theirs.
+fn embed_by_halves(texts: &[&str]) -> Result<Option<(Vec<Vec<f32>>, String)>, Refusal> {
+    if texts.len() == 1 {
+        return Ok(Some((vec![Vec::new()], String::new())));
     }
-    Ok(Some((vectors, maker)))
+    let (left, right) = texts.split_at(texts.len() / 2);
+    Ok(match (embed(left)?, embed(right)?) {
+        (Some((mut vectors, left)), Some((more, right))) if left == right || left.is_empty() || right.is_empty() => {
+            vectors.extend(more);
+            Some((vectors, if left.is_empty() { right } else { left }))
+        }
+        _ => None,
+    })
 }
 
 fn uses_embeddings() -> Result<bool, Refusal> {
@@ -204,16 +224,13 @@ fn answer(request: &Request) -> Result<String, Refusal> {
     let question = Question::parse(request.body)?;
     let index = Index::open()?;
     let asked = if uses_embeddings()? { embed(&[question.text.as_str()])? } else { None };
-    let (vector, maker) = match asked {
-        Some((mut vectors, maker)) => (vectors.pop(), Some(maker)),
-        None => (None, None),
-    };
-    index.bring_up_to_date(maker.as_deref())?;
-    let pieces = index.pieces()?;
+    let asked = asked.filter(|(_, maker)| !maker.is_empty());
+    let (pieces, embedded) = index.pieces(asked.as_ref().map(|(_, maker)| maker.as_str()))?;
     if pieces.is_empty() {
         return Err(Refusal::new(404, "there are no documents; PUT some to /qa/docs/NAME, or deploy them with the function"));
     }
-    let by_vectors = vector.and_then(|vector| rank::by_vectors(&pieces, &vector));
+    let vector = asked.filter(|_| embedded).map(|(vectors, _)| vectors.concat());
+    let by_vectors = vector.and_then(|vector| rank::by_vectors(&pieces, &vector, &question.text));
     let (ranking, ranked) = match by_vectors {
         Some(ranked) => ("embeddings", ranked),
         None => ("words", rank::by_words(&pieces, &question.text)),
@@ -270,10 +287,7 @@ fn put(name: &str, body: &[u8]) -> Result<Response, Refusal> {
     }
     let index = Index::open()?;
     index.refuse_bundled(name)?;
-    let pieces = index::pieces_of(name, text);
-    let embedded = if uses_embeddings()? { embed(&index::texts(&pieces))? } else { None };
-    let count = pieces.len();
-    let is_new = index.write(name, text, pieces, embedded, false)?;
+    let (count, is_new) = index.put(name, text, uses_embeddings()?)?;
     let body = format!("{{\"name\":{},\"pieces\":{count}}}", json_string(name));
     Ok(Response::json(body).with_status(if is_new { 201 } else { 200 }))
 }
@@ -282,10 +296,7 @@ fn qa(request: &Request) -> Response {
     let path = request.path.strip_prefix("/qa").unwrap_or(request.path).trim_end_matches('/');
     let done = match (request.method, path) {
         ("POST", "") => answer(request).map(Response::json),
-        ("GET", "/docs") => Index::open().and_then(|index| {
-            index.bring_up_to_date(None)?;
-            Ok(Response::json(index.list()?))
-        }),
+        ("GET", "/docs") => Index::open().and_then(|index| index.list().map(Response::json)),
         ("PUT", path) if path.starts_with("/docs/") => name_of(path).and_then(|name| put(name, request.body)),
         ("DELETE", path) if path.starts_with("/docs/") => name_of(path).and_then(|name| {
             let index = Index::open()?;

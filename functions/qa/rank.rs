@@ -17,12 +17,29 @@ fn best_first(mut scores: Ranked) -> Ranked {
     scores
 }
 
-/// By the cosine of the vectors, which are of length 1; `None` unless every piece has one
-/// as long as the question's.
-pub fn by_vectors(pieces: &[Piece], question: &[f32]) -> Option<Ranked> {
-    let score = |piece: &Piece| piece.vector.iter().zip(question).map(|(a, b)| a * b).sum();
-    let fits = !question.is_empty() && pieces.iter().all(|piece| piece.vector.len() == question.len());
-    fits.then(|| best_first(pieces.iter().enumerate().map(|(at, piece)| (score(piece), at)).collect()))
+/// The cosine of the angle between two vectors; `None` where one is missing, zero, not finite, or
+/// of another length.
+fn cosine(a: &[f32], b: &[f32]) -> Option<f32> {
+    // f64 holds the square of any f32.
+    let product = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
+    let cosine = product(a, b) / (product(a, a).sqrt() * product(b, b).sqrt());
+    (a.len() == b.len() && cosine.is_finite()).then(|| cosine as f32)
+}
+
+/// By the cosine of their vectors and the question's; `None` if no piece has one. Pieces without
+/// come behind, by their words and with a score of 0.
+pub fn by_vectors(pieces: &[Piece], vector: &[f32], question: &str) -> Option<Ranked> {
+    let scores: Vec<Option<f32>> = pieces.iter().map(|piece| cosine(&piece.vector, vector)).collect();
+    let with = scores.iter().enumerate().filter_map(|(at, score)| score.map(|score| (score, at)));
+    let mut ranked = best_first(with.collect());
+    if ranked.is_empty() {
+        return None;
+    }
+    if ranked.len() < pieces.len() {
+        let without = by_words(pieces, question).into_iter().filter(|(_, at)| scores[*at].is_none());
+        ranked.extend(without.map(|(_, at)| (0.0, at)));
+    }
+    Some(ranked)
 }
 
 fn words(text: &str) -> Vec<String> {
@@ -86,11 +103,34 @@ mod tests {
     }
 
     #[test]
-    fn vectors_are_compared_where_all_pieces_have_one() {
-        let pieces = [piece("a", &[1.0, 0.0]), piece("b", &[0.6, 0.8]), piece("c", &[0.0, 1.0])];
-        let ranked = by_vectors(&pieces, &[0.0, 1.0]).unwrap();
+    fn vectors_are_compared_by_their_angle_whatever_their_length() {
+        let pieces = [piece("a", &[2.0, 0.0]), piece("b", &[3e30, 4e30]), piece("c", &[0.0, 1e-30])];
+        let ranked = by_vectors(&pieces, &[0.0, 7.0], "").unwrap();
         assert_eq!(ranked.iter().map(|(_, at)| *at).collect::<Vec<_>>(), [2, 1, 0]);
-        assert_eq!(by_vectors(&pieces, &[1.0]), None);
-        assert_eq!(by_vectors(&[piece("a", &[])], &[]), None);
+        let wanted = [1.0, 0.8, 0.0];
+        assert!(ranked.iter().zip(wanted).all(|((score, _), wanted)| (score - wanted).abs() < 1e-6), "{ranked:?}");
+    }
+
+    #[test]
+    fn pieces_without_a_vector_come_behind_by_their_words() {
+        let nan = [f32::NAN, 1.0];
+        let pieces = [
+            piece("a gnu", &[]),
+            piece("a gnu, a zebra", &[0.0, 0.0]),
+            piece("far", &[-1.0, 0.0]),
+            piece("a whale", &nan),
+            piece("zebra", &[f32::INFINITY, 0.0]),
+            piece("other", &[1.0]),
+        ];
+        let ranked = by_vectors(&pieces, &[1.0, 0.0], "gnu zebra").unwrap();
+        assert_eq!(ranked[0], (-1.0, 2));
+        assert_eq!(ranked[1..].iter().map(|(score, _)| *score).collect::<Vec<_>>(), [0.0; 3]);
+        let mut behind: Vec<usize> = ranked[1..].iter().map(|(_, at)| *at).collect();
+        assert_eq!(behind[0], 1);
+        behind.sort_unstable();
+        assert_eq!(behind, [0, 1, 4]);
+        for vector in [&[][..], &[0.0, 0.0], &nan, &[1.0, 2.0, 3.0]] {
+            assert_eq!(by_vectors(&pieces, vector, "gnu"), None, "{vector:?}");
+        }
     }
 }

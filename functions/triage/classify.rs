@@ -73,6 +73,10 @@ pub fn classify(ticket: &Ticket) -> Result<Verdict, Failure> {
     let text = json.get("text").and_then(Json::text).unwrap_or("");
     match Verdict::parse(text) {
         Some(verdict) if status == 200 => Ok(verdict),
-        _ => Err(Failure::new(503, format!("llm answers {}: {}", status, String::from_utf8_lossy(&body)))),
+        _ => {
+            let reason = format!("llm answers {}: {}", status, String::from_utf8_lossy(&body));
+            // What the model can't take now, as too long, it can't take in ten seconds either.
+            Err(Failure::new(if matches!(status, 400 | 413 | 422) { 422 } else { 503 }, reason))
+        }
     }
 }

@@ -6,8 +6,11 @@ use crate::Failure;
 use faas::json_string;
 use faas::v1::Store;
 use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 const WEEK_MS: u64 = 7 * 24 * 3_600_000;
+/// More than the 5 s that the chat has for its answer.
+const CLAIM_MS: u64 = 20_000;
 
 pub struct Memory {
     store: Store,
@@ -27,14 +30,25 @@ impl Memory {
         Ok(self.store.set(&format!("verdict/{id}"), verdict.json().as_bytes())?)
     }
 
-    /// Does what was not done under this name within a week. Not done twice, unless the host
-    /// ends between the two lines: then it is better said twice than never.
+    /// Does what was not done under this name within a week. Who begins claims it, so that of two
+    /// runs side by side one acts, and the other fails and comes again. The claim of a run that ended
+    /// with its host is over after 20 s: then it may be said twice, which is better than never.
     pub fn once(&self, name: &str, act: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
-        if self.store.get(name)?.is_none() {
-            act()?;
-            self.store.set_for(name, b"1", WEEK_MS)?;
+        let known = self.store.get(name)?;
+        if known.as_deref() == Some(b"done") {
+            return Ok(());
         }
-        Ok(())
+        let until = known.as_deref().and_then(|claim| std::str::from_utf8(claim).ok()?.parse().ok()).unwrap_or(0);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        let claim = (now + CLAIM_MS).to_string();
+        if now < until || !self.store.compare_and_set(name, known.as_deref(), claim.as_bytes())? {
+            return Err(Failure::new(503, format!("{name}: another run is at it")));
+        }
+        if let Err(failure) = act() {
+            self.store.delete(name)?; // so that the next run need not wait
+            return Err(failure);
+        }
+        Ok(self.store.set_for(name, b"done", WEEK_MS)?)
     }
 
     /// All tickets with their verdicts, as one JSON object.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 import tomllib
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hosting import FUNCTIONS, Host, Reply, until, wasm
 
@@ -25,8 +28,9 @@ def sample(name: str) -> dict[str, Any]:
     return manifest
 
 
-def deploy_qa(host: Host, docs: Path = FUNCTIONS / "qa" / "docs") -> None:
-    host.deploy("qa", wasm("qa"), sample("qa"), pack_bundle(docs))
+def deploy_qa(host: Host, docs: Path = FUNCTIONS / "qa" / "docs") -> int:
+    version: int = host.deploy("qa", wasm("qa"), sample("qa"), pack_bundle(docs))["version"]
+    return version
 
 
 def configure(host: Host, function: str, **values: str) -> None:
@@ -42,12 +46,65 @@ def documents(host: Host) -> dict[str, Any]:
     return {row["name"]: row for row in host.get("/qa/docs").json()["documents"]}
 
 
+def stored(host: Host, prefix: str = "") -> list[str]:
+    """Return the keys of the function's store."""
+    keys: list[str] = host.admin("GET", f"/api/kv/qa/keys?prefix={prefix}").json()["keys"]
+    return keys
+
+
+def folder(path: Path, **texts: str) -> Path:
+    """Return a folder with documents, each of a name and a text."""
+    path.mkdir()
+    for name, text in texts.items():
+        (path / f"{name}.md").write_text(text)
+    return path
+
+
+class Endpoint(ThreadingHTTPServer):
+    """Makes embeddings of how often a text names which animal, of many lengths, but none of what is UNFIT."""
+
+    def __init__(self) -> None:
+        self.embedded: list[list[str]] = []
+        super().__init__(("127.0.0.1", 0), Answering)
+
+    def news(self) -> list[list[str]]:
+        """Return the inputs of the requests since the last time."""
+        embedded, self.embedded = self.embedded, []
+        return embedded
+
+    def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if path.endswith("/chat/completions"):
+            return 200, {"choices": [{"message": {"content": "That one [1]."}, "finish_reason": "stop"}]}
+        self.embedded.append(body["input"])
+        if any("UNFIT" in text or not text.strip() for text in body["input"]):
+            return 400, {"error": {"message": "the input is too long"}}
+        vectors = [[9.0 * text.count("gnu"), 2.0 * text.count("zebra"), 0.5] for text in body["input"]]
+        return 200, {"data": [{"index": index, "embedding": vector} for index, vector in enumerate(vectors)]}
+
+
+class Answering(BaseHTTPRequestHandler):
+    server: Endpoint
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        status, document = self.server.answer(self.path, body)
+        content = json.dumps(document).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing."""
+
+
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     folder = tmp_path_factory.mktemp("qa")
     (folder / "model.fake").write_text(json.dumps({"n_ctx": 4096, "eog": "<|im_end|>", "script": SCRIPT}))
     models = {"default": str(folder / "model.fake")}
-    host = Host(folder / "home", workers=2, model_backend="fake", model_ctx=4096, models=models)
+    settings = {"workers": 2, "model_backend": "fake", "model_ctx": 4096, "kv_max_value_bytes": 64 * 1024}
+    host = Host(folder / "home", models=models, **settings)
     try:
         host.start()
         until(lambda: host.get("/v1/models").json().get("data"), what="the model server")
@@ -64,6 +121,26 @@ def qa(shared: Host) -> Iterator[Host]:
     deploy_qa(shared)
     yield shared
     assert shared.admin("DELETE", "/api/functions/qa?purge=1").status < 300
+
+
+@pytest.fixture
+def endpoint(qa: Host) -> Iterator[Endpoint]:
+    """Where ``llm`` gets its embeddings and answers, as long as the test runs."""
+    with Endpoint() as endpoint:
+        serving = threading.Thread(target=endpoint.serve_forever, kwargs={"poll_interval": 0.01})
+        serving.start()
+        try:
+            url = f"http://127.0.0.1:{endpoint.server_port}"
+            manifest = sample("llm")
+            manifest["capabilities"]["outbound"].append(url)
+            qa.deploy("llm", wasm("llm"), manifest)
+            configure(qa, "llm", LLM_URL=f"{url}/v1", LLM_REMOTE_MODEL="animals")
+            yield endpoint
+            configure(qa, "llm", LLM_URL="", LLM_REMOTE_MODEL="")
+            qa.deploy("llm", wasm("llm"), sample("llm"))
+        finally:
+            endpoint.shutdown()
+            serving.join()
 
 
 def test_documents_of_the_bundle_answer_a_question_by_their_words(qa: Host) -> None:
@@ -89,9 +166,7 @@ def test_documents_are_embedded_once_and_ranked_by_their_vectors(qa: Host) -> No
     assert (answer["ranking"], source["document"], source["text"]) == ("embeddings", "own.txt", text)
     assert source["score"] == pytest.approx(1.0, abs=1e-5)
     assert all(row["embedded"] for row in documents(qa).values())
-    stored = qa.admin("GET", "/api/kv/qa/keys?prefix=part:").json()
-    ask(qa, "something else")
-    assert qa.admin("GET", "/api/kv/qa/keys?prefix=part:").json() == stored
+    assert sum(row["embedded"] for row in documents(qa).values()) == 4
 
 
 def test_without_an_embedding_model_words_decide_and_vectors_come_when_there_is_one(qa: Host) -> None:
@@ -110,12 +185,114 @@ def test_a_question_that_no_document_has_a_word_of_costs_no_tokens(qa: Host) -> 
     assert (answer["sources"], "do not tell" in answer["answer"], "model" in answer) == ([], True, False)
 
 
-def test_documents_are_replaced_and_deleted_with_their_parts(qa: Host) -> None:
-    assert [qa.request("PUT", "/qa/docs/a/b.txt", text).status for text in ("first", "second " * 500)] == [201, 200]
-    assert documents(qa)["a/b.txt"]["pieces"] == 4
+def test_documents_are_replaced_and_deleted_with_their_vectors(qa: Host, tmp_path: Path) -> None:
+    deploy_qa(qa, folder(tmp_path / "none", nothing=" "))
+    texts = ("first", "second " * 500)
+    assert [qa.request("PUT", "/qa/docs/a/b.txt", text).status for text in texts] == [201, 200]
+    assert documents(qa)["a/b.txt"] == {"name": "a/b.txt", "pieces": 4, "embedded": True, "bundled": False}
+    assert [key.partition(":")[0] for key in stored(qa)] == ["text", "vectors"]
     assert qa.request("DELETE", "/qa/docs/a/b.txt").status == 204
     assert qa.request("DELETE", "/qa/docs/a/b.txt").status == 404
-    assert qa.admin("GET", "/api/kv/qa/keys?prefix=part:a/b.txt").json()["keys"] == []
+    assert stored(qa) == []
+
+
+ANIMALS = {"gnus": "# The gnu\n\nA gnu grazes.\n", "zebras": "A zebra, a zebra and a gnu graze.\n"}
+
+
+def test_vectors_are_compared_whatever_their_length_and_made_once(qa: Host, endpoint: Endpoint, tmp_path: Path) -> None:
+    deploy_qa(qa, folder(tmp_path / "docs", **ANIMALS))
+    answer = ask(qa, "zebra zebra zebra").json()
+    assert answer["ranking"] == "embeddings"
+    assert [source["document"] for source in answer["sources"]] == ["zebras.md", "gnus.md"]
+    assert all(0 < source["score"] < 1 for source in answer["sources"])
+    assert len(endpoint.news()) == 3
+    ask(qa, "gnu")
+    assert endpoint.news() == [["gnu"]]
+
+
+def test_a_piece_that_is_refused_costs_no_other_its_vector_and_is_not_tried_again(
+    qa: Host, endpoint: Endpoint, tmp_path: Path
+) -> None:
+    parts = [f"# Part {n}\n\n{'UNFIT giraffe' if n == 2 else 'gnu'} {'word ' * 150}" for n in range(5)]
+    deploy_qa(qa, folder(tmp_path / "docs", **ANIMALS, long="\n\n".join(parts)))
+    question = "giraffe or gnu?"
+    for _ in range(2):
+        answer = ask(qa, question, top=20).json()
+        assert answer["ranking"] == "embeddings"
+        assert len(answer["sources"]) == 7
+        *others, last = answer["sources"]
+        assert ("UNFIT" in last["text"], last["score"]) == (True, 0)
+        assert all(source["score"] > 0 for source in others)
+        made = endpoint.news()
+    assert made == [[question]]
+    assert all(row["embedded"] for row in documents(qa).values())
+
+
+def test_a_line_with_a_gap_makes_no_empty_piece(qa: Host, endpoint: Endpoint) -> None:
+    assert qa.request("PUT", "/qa/docs/gap.txt", f"gnu{' ' * 2000}zebra").json() == {"name": "gap.txt", "pieces": 2}
+    assert [[text.strip() for text in texts] for texts in endpoint.news()] == [["gnu", "zebra"]]
+
+
+def test_a_question_that_is_refused_is_answered_by_words(qa: Host, endpoint: Endpoint, tmp_path: Path) -> None:
+    deploy_qa(qa, folder(tmp_path / "docs", **ANIMALS))
+    assert ask(qa, "UNFIT zebra").json()["ranking"] == "words"
+    assert endpoint.news() == [["UNFIT zebra"]]
+
+
+def test_vectors_that_are_asked_for_are_kept_and_others_are_gone_after_a_week(qa: Host, endpoint: Endpoint) -> None:
+    texts = ("The zebra grazes.", "UNFIT")
+    for text in texts:
+        assert qa.request("PUT", "/qa/docs/own.txt", text).status < 300
+        ask(qa, "zebra")
+    assert len(endpoint.news()) > 0
+    keys = stored(qa, "vectors:")
+    old = {}
+    for key in keys:
+        value = qa.admin("GET", f"/api/kv/qa/value?key={key}")
+        written_ms, *vectors = msgspec.msgpack.decode(value.body)
+        assert float(value.headers["X-Faas-Expires-At"]) == pytest.approx(written_ms / 1000 + 7 * 86400, abs=60)
+        old[key] = msgspec.msgpack.encode([written_ms - 2 * 86_400_000, *vectors])
+        assert qa.admin("PUT", f"/api/kv/qa/value?key={key}&ttl_s=3600", old[key]).status < 300
+    ask(qa, "zebra")
+    left = [key for key in keys if qa.admin("GET", f"/api/kv/qa/value?key={key}").body == old[key]]
+    # What was refused may be taken another time.
+    assert [b"" in msgspec.msgpack.decode(old[key]) for key in left] == [True]
+
+
+def test_versions_with_other_documents_leave_each_other_alone(qa: Host, endpoint: Endpoint, tmp_path: Path) -> None:
+    old = deploy_qa(qa, folder(tmp_path / "old", shared="A gnu grazes.", other="The old zebra."))
+    new = deploy_qa(qa, folder(tmp_path / "new", shared="A gnu grazes.", other="The new zebra."))
+    assert qa.request("PUT", "/qa/docs/own.txt", "My own gnu.").status == 201
+    made = []
+    for version, known in ((new, "new"), (old, "old"), (new, "new"), (old, "old")):
+        live = json.dumps({"weights": {version: 100}}).encode()
+        assert qa.admin("PUT", "/api/functions/qa/aliases/live", live, JSON).status < 300
+        endpoint.news()
+        answer = ask(qa, "zebra").json()
+        assert answer["ranking"] == "embeddings"
+        assert {source["text"] for source in answer["sources"]} == {
+            "A gnu grazes.",
+            f"The {known} zebra.",
+            "My own gnu.",
+        }
+        made.append(sorted(endpoint.news()))
+    assert made == [
+        [["A gnu grazes."], ["The new zebra."], ["zebra"]],
+        [["The old zebra."], ["zebra"]],
+        [["zebra"]],
+        [["zebra"]],
+    ]
+
+
+def test_a_put_document_is_there_again_when_the_bundle_has_none_of_its_name_any_more(qa: Host, tmp_path: Path) -> None:
+    configure(qa, "qa", QA_RANKING="words")
+    assert qa.request("PUT", "/qa/docs/notes.md", "My zebra.").status == 201
+    deploy_qa(qa, folder(tmp_path / "with", notes="The zebra of the bundle."))
+    assert documents(qa) == {"notes.md": {"name": "notes.md", "pieces": 1, "embedded": False, "bundled": True}}
+    assert [source["text"] for source in ask(qa, "zebra").json()["sources"]] == ["The zebra of the bundle."]
+    deploy_qa(qa, folder(tmp_path / "without", other="A gnu."))
+    assert documents(qa)["notes.md"]["bundled"] is False
+    assert [source["text"] for source in ask(qa, "zebra").json()["sources"]] == ["My zebra."]
 
 
 def test_a_deploy_with_other_documents_changes_what_is_known(qa: Host, tmp_path: Path) -> None:
@@ -146,6 +323,7 @@ def test_excerpts_that_do_not_fit_into_the_context_are_left_out(qa: Host) -> Non
         ("PUT /qa/docs/x%20y", "text", 400, "name"),
         ("PUT /qa/docs/empty", " ", 400, "empty"),
         ("PUT /qa/docs/latin", b"\xff", 400, "UTF-8"),
+        ("PUT /qa/docs/large", "gnu " * 20_000, 413, "kv_max_value_bytes"),
         ("PUT /qa/docs/storage.md", "mine", 409, "another name"),
         ("DELETE /qa/docs/storage.md", None, 409, "another name"),
         ("GET /qa", None, 404, "POST /qa"),

@@ -83,6 +83,13 @@ def test_who_types_the_page_has_the_sample(tmp_path: Path) -> None:
     assert typed == {name: published(name) for name in TYPED}
 
 
+def test_every_file_has_its_path_above_it() -> None:
+    # What stands behind the language of a block is not shown to readers.
+    above = re.findall(r"^(.*)\n\n```\w+ (\S+/\S+)$", PAGE, re.MULTILINE)
+    assert [path for _, path in above] == [block.label for block in blocks() if "/" in block.label]
+    assert [path for line, path in above if not line.endswith(f"`{path}`:")] == []
+
+
 def test_excerpts_are_in_the_files_that_they_are_from() -> None:
     excerpts = [block for block in blocks() if block.label.startswith("functions/")]
     assert excerpts
@@ -255,10 +262,12 @@ def host(tmp_path: Path) -> Iterator[Host]:
 
 
 class Chat(ThreadingHTTPServer):
-    """Keeps what it is sent, with which token."""
+    """Keeps what it is sent, with which token; answers once *open* is set."""
 
     def __init__(self) -> None:
         self.said: list[tuple[str | None, str]] = []
+        self.open = threading.Event()
+        self.open.set()
         super().__init__(("127.0.0.1", 0), Listening)
 
     @property
@@ -272,6 +281,7 @@ class Listening(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.said.append((self.headers["Authorization"], body["text"]))
+        assert self.server.open.wait(20)
         self.send_response(204)
         self.end_headers()
 
@@ -284,12 +294,17 @@ def chat() -> Iterator[Chat]:
     with Chat() as chat:
         serving = threading.Thread(target=chat.serve_forever, kwargs={"poll_interval": 0.01})
         serving.start()
-        yield chat
-        chat.shutdown()
-        serving.join()
+        try:
+            yield chat
+        finally:
+            chat.open.set()
+            chat.shutdown()
+            serving.join()
 
 
-def test_the_committed_agent_sorts_remembers_and_tells_the_chat_once(host: Host, chat: Chat) -> None:
+@pytest.fixture
+def agent(host: Host, chat: Chat) -> Host:
+    """The host with the committed agent, which tells that chat."""
     until(lambda: host.get("/v1/models").json().get("data"), what="the model server")
     manifest = tomllib.loads((TRIAGE / "function.toml").read_text())
     manifest["capabilities"]["outbound"] = [chat.url]
@@ -299,16 +314,57 @@ def test_the_committed_agent_sorts_remembers_and_tells_the_chat_once(host: Host,
     tell(host, "PATCH", "config", {"values": {"CHAT_URL": f"{chat.url}/messages"}})
     tell(host, "PUT", "secrets/TICKET_SECRET", {"value": "ticket-secret"})
     tell(host, "PUT", "secrets/CHAT_TOKEN", {"value": "chat-token"})
-    assert host.get("/triage").code == "invalid-invoke-key"
-    assert deliver(host, "0", b"{}", secret="another").code == "signature-invalid"
+    return host
+
+
+def test_the_committed_agent_sorts_remembers_and_tells_the_chat_once(agent: Host, chat: Chat) -> None:
+    assert agent.get("/triage").code == "invalid-invoke-key"
+    assert deliver(agent, "0", b"{}", secret="another").code == "signature-invalid"
     for delivery, number, text in (("1", "A", "How do I pay?"), ("2", "B", "The shop is down."), ("3", "B", "Hello?")):
-        accepted = deliver(host, delivery, json.dumps({"id": number, "text": text}).encode())
-        assert accepted.status == 202, accepted.body
-        path = accepted.json()["status_url"]
-        until(lambda path=path: host.get(path).json()["state"] == "succeeded", what="the job")
+        becomes(agent, send(agent, delivery, number, text), "succeeded")
     assert chat.said == [("Bearer chat-token", "B: The shop does not answer. (outage)")]
-    kept = host.admin("GET", "/api/kv/triage/keys?prefix=verdict/").json()["keys"]
+    kept = agent.admin("GET", "/api/kv/triage/keys?prefix=verdict/").json()["keys"]
     assert [key if isinstance(key, str) else key["key"] for key in kept] == ["verdict/A", "verdict/B"]
+
+
+def test_of_two_jobs_of_a_ticket_side_by_side_one_tells_the_chat_and_the_other_waits(agent: Host, chat: Chat) -> None:
+    chat.open.clear()
+    first = send(agent, "1", "A", "The shop is down.")
+    until(lambda: chat.said, what="the first job at the chat")
+    second = send(agent, "2", "A", "The shop is down.")
+    assert becomes(agent, second, "retrying")["attempts"][0]["status"] == 503
+    chat.open.set()
+    assert len(becomes(agent, first, "succeeded")["attempts"]) == 1
+    becomes(agent, second, "succeeded")
+    assert len(chat.said) == 1
+
+
+def test_the_claim_of_a_run_that_died_ends(agent: Host, chat: Chat) -> None:
+    assert agent.admin("PUT", "/api/kv/triage/value?key=told/A", b"1700000000000").status < 300
+    becomes(agent, send(agent, "1", "A", "The shop is down."), "succeeded")
+    assert len(chat.said) == 1
+    assert agent.admin("GET", "/api/kv/triage/value?key=told/A").body == b"done"
+
+
+def test_a_ticket_that_is_too_long_for_the_model_is_not_tried_again(agent: Host) -> None:
+    job = becomes(agent, send(agent, "1", "A", "word " * 4000), "succeeded")
+    assert [attempt["status"] for attempt in job["attempts"]] == [422]
+    assert "longer than its context" in agent.get(job["result_url"]).json()["error"]
+
+
+def send(host: Host, delivery: str, number: str, text: str) -> str:
+    """Deliver a ticket, and return the path of its job."""
+    accepted = deliver(host, delivery, json.dumps({"id": number, "text": text}).encode())
+    assert accepted.status == 202, accepted.body
+    path: str = accepted.json()["status_url"]
+    return path
+
+
+def becomes(host: Host, job: str, state: str) -> dict[str, Any]:
+    """Wait until a job is in a state, and return what is known of it."""
+    seen: list[dict[str, Any]] = []
+    until(lambda: seen.append(host.get(job).json()) or seen[-1]["state"] == state, what=f"{state}: {seen[-1:]}")
+    return seen[-1]
 
 
 def tell(host: Host, method: str, what: str, document: dict[str, Any]) -> None:
