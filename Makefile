@@ -47,7 +47,7 @@ run: $(VENV)/.run ## start the host with the sample functions and print URLs
 test: $(VENV)/.dev ## run the test suite
 	$(BIN)/pytest
 
-test-slow: $(VENV)/.dev $(VENV)/.models ## tests that the suite leaves out because they take minutes: reviews by the real model (10 minutes)
+test-slow: $(VENV)/.dev $(VENV)/.models ## tests that the suite leaves out because they take minutes: reviews by the real model (6 minutes)
 	$(BIN)/pytest --slow -m slow
 
 check: $(VENV)/.dev ## ruff, mypy strict, import-linter
