@@ -54,7 +54,7 @@ pub fn pull(json: &Json) -> String {
     format!("{},\"head\":{head},\"base\":{base}}}", &plain[..plain.len() - 1])
 }
 
-/// One changed file; `previous_filename` and `patch` only where GitHub has them.
+/// One changed file; `previous_filename`, `patch` and `commit`, that of the list, only where GitHub has them.
 fn file(json: &Json) -> String {
     let mut fields: Vec<(&str, &[&str])> = vec![
         ("filename", &["filename"]),
@@ -70,7 +70,18 @@ fn file(json: &Json) -> String {
     if json.get("patch").is_some() {
         fields.push(("patch", &["patch"]));
     }
-    object(json, &fields)
+    let object = object(json, &fields);
+    match commit(at(json, &["blob_url"]).text().unwrap_or("")) {
+        Some(commit) => format!("{},\"commit\":{}}}", &object[..object.len() - 1], json_string(commit)),
+        None => object,
+    }
+}
+
+/// The commit that a file's page on GitHub is of: `https://HOST/OWNER/REPO/blob/COMMIT/PATH`.
+fn commit(blob_url: &str) -> Option<&str> {
+    let mut segments = blob_url.split('/').skip(5);
+    let commit = if segments.next() == Some("blob") { segments.next()? } else { return None };
+    (commit.len() >= 40 && commit.bytes().all(|byte| byte.is_ascii_hexdigit())).then(|| commit)
 }
 
 /// A page of changed files.
@@ -156,7 +167,8 @@ mod tests {
     fn files_have_patches_only_where_github_has_them() {
         let json = Json::parse(
             r#"[{"filename": "ä.rs", "status": "modified", "additions": 1, "deletions": 2, "changes": 3, "sha": "s",
-                 "patch": "@@ -1 +1 @@", "raw_url": "x"},
+                 "patch": "@@ -1 +1 @@", "raw_url": "x",
+                 "blob_url": "https://github.com/o/blob/blob/6dcb09b5b57875f334f61aebed695e2e4193db5e/%C3%A4.rs"},
                 {"filename": "b", "previous_filename": "a", "status": "renamed", "additions": 0, "deletions": 0,
                  "changes": 0, "sha": "t"}]"#,
         )
@@ -164,7 +176,8 @@ mod tests {
         assert_eq!(
             files(&json, Some(2)),
             "{\"files\":[{\"filename\":\"ä.rs\",\"status\":\"modified\",\"additions\":1,\"deletions\":2,\
-             \"changes\":3,\"sha\":\"s\",\"patch\":\"@@ -1 +1 @@\"},{\"filename\":\"b\",\"status\":\"renamed\",\
+             \"changes\":3,\"sha\":\"s\",\"patch\":\"@@ -1 +1 @@\",\
+             \"commit\":\"6dcb09b5b57875f334f61aebed695e2e4193db5e\"},{\"filename\":\"b\",\"status\":\"renamed\",\
              \"additions\":0,\"deletions\":0,\"changes\":0,\"sha\":\"t\",\"previous_filename\":\"a\"}],\"next\":2}"
         );
         assert_eq!(files(&Json::Null, None), "{\"files\":[],\"next\":null}");

@@ -93,7 +93,7 @@ fn is_type(value: &Json, name: &str) -> bool {
 /// Keywords that OpenAI's strict mode refuses.
 const NOT_STRICT: &[&str] = &[
     "allOf", "oneOf", "not", "if", "then", "else", "dependentRequired", "dependentSchemas", "patternProperties",
-    "default",
+    "default", "minLength", "maxLength",
 ];
 
 /// Whether OpenAI's strict mode takes `schema`: all properties of its objects are required, and no others admitted.
@@ -282,6 +282,7 @@ mod tests {
             (around(&format!(r#"{{"oneOf":[{closed}]}}"#)), false),
             (around(r#"{"type":["object","null"]}"#), false),
             (around(r#"{"enum":["a","b"]}"#), true),
+            (around(r#"{"type":"string","maxLength":9}"#), false),
             (around("{}"), false),
             (around("true"), false),
             (closed.replace(r#""type":"object","#, r##""type":"object","$defs":{"d":{"type":"object"}},"##), false),

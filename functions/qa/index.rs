@@ -9,7 +9,7 @@
 use crate::{embed, Refusal, EMBEDDED_AT_ONCE};
 use faas::json_string;
 use faas::msgpack::{DecodeError, Reader, Value, Writer};
-use faas::v1::Store;
+use faas::v1::{Error, Store};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -237,7 +237,11 @@ impl Index {
     }
 
     fn keep(&self, pieces: &[Piece], maker: &str, vectors: &[Vec<f32>]) -> Result<(), Refusal> {
-        Ok(self.store.set_for(&vectors_key(pieces, maker), &encode_vectors(now_ms(), vectors), UNUSED_MS)?)
+        match self.store.set_for(&vectors_key(pieces, maker), &encode_vectors(now_ms(), vectors), UNUSED_MS) {
+            // Who has them can do without their being kept.
+            Err(Error::LIMIT | Error::TOO_LARGE) => Ok(()),
+            kept => Ok(kept?),
+        }
     }
 
     /// Stores a document, embedded if it `embeds`; says of how many pieces, and whether there was
@@ -247,8 +251,8 @@ impl Index {
         for some in pieces.chunks(EMBEDDED_AT_ONCE).take_while(|_| embeds) {
             match embed(&texts(some))? {
                 Some((vectors, by)) if !by.is_empty() => self.keep(some, &by, &vectors)?,
-                Some(_) => {}
-                None => break,
+                // All of them were refused: so would be the others.
+                _ => break,
             }
         }
         let key = format!("text:{name}");

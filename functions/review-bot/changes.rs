@@ -78,6 +78,7 @@ mod tests {
             removed: 1,
             shown: !patch.is_empty(),
             crowded: false,
+            commit: String::new(),
             hunks: parse(patch),
         }
     }

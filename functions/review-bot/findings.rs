@@ -76,15 +76,18 @@ impl Finding {
     /// Whether both say the same about the same place: most of their words nearby, since a model rarely words a thing
     /// twice alike. The same words further away are another finding: one mistake can be made twice.
     pub fn is_same(&self, other: &Finding) -> bool {
-        let near = self.line.max(other.line) - self.line.min(other.line) <= NEAR_LINES;
-        let unplaced = self.line == 0 || other.line == 0;
-        self.path == other.path && if unplaced { self.is_like(other) } else { near && self.shares(other, 6) }
+        self.path == other.path && self.is_near(other) && self.shares(other, 6)
     }
 
     /// The same where a line may have moved to anywhere in its file.
     pub fn is_like(&self, other: &Finding) -> bool {
-        let near = self.line.max(other.line) - self.line.min(other.line) <= NEAR_LINES;
-        self.path == other.path && self.shares(other, if near { 6 } else { 9 })
+        self.path == other.path && self.shares(other, if self.is_near(other) { 6 } else { 9 })
+    }
+
+    /// Whether their lines are nearly the same, or one of them is not known.
+    fn is_near(&self, other: &Finding) -> bool {
+        let apart = self.line.max(other.line) - self.line.min(other.line);
+        self.line == 0 || other.line == 0 || apart <= NEAR_LINES
     }
 
     /// Whether so many tenths of the titles' words are in both.

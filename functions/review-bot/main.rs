@@ -178,6 +178,7 @@ fn webhook(request: &Request) -> Response {
         event: request.header("x-github-event").unwrap_or(""),
         payload,
         run: request.header("x-faas-job").unwrap_or(request.request_id),
+        attempt: request.header("x-faas-attempt").and_then(|attempt| attempt.parse().ok()).unwrap_or(1),
         left_ms: request.deadline_ms,
     };
     let outcome = serve(&mut live, &settings, &delivery);

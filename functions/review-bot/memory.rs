@@ -13,7 +13,7 @@ const MAX_PATHS_BYTES: usize = 100 * 1024;
 
 /// What is known of a pull request that nobody pushes to is forgotten then: the store is bounded. The comment and its
 /// marker stay.
-const FORGET_MS: u64 = 180 * 24 * 3_600_000;
+pub const FORGET_MS: u64 = 180 * 24 * 3_600_000;
 
 /// What is known of a pull request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use crate::event::{self, Cause, Target, Wanted};
 use crate::files::File;
 use crate::findings::{bounded, merge, read_list, sort, Finding};
 use crate::json_out::{elements, integer, number, object, salvage, string, text, write};
-use crate::memory::{lock, Memory};
+use crate::memory::{lock, Memory, FORGET_MS};
 use crate::pack::{lines_within, pack, render, visible, Part, Piece};
 use crate::prompt::{self, Message};
 use crate::services::{Call, Failure, Reply, Services};
@@ -47,6 +47,8 @@ pub struct Delivery<'a> {
     pub payload: &'a str,
     /// The same in every run of one delivery.
     pub run: &'a str,
+    /// Which run of it this is, from 1.
+    pub attempt: u64,
     /// Time that is left, in milliseconds.
     pub left_ms: u64,
 }
@@ -188,9 +190,18 @@ fn may_ask(services: &mut dyn Services, target: &Target, user: &str) -> Result<b
 
 /// How long to wait for GitHub to answer with what its own webhook was about: it may be some seconds behind.
 const BEHIND_MS: [u64; 3] = [1000, 2000, 4000];
+/// The job comes again after that if it still is.
+const BEHIND_S: u64 = 15;
+/// As often for a pull request that is not there at all.
+const MISSING_ATTEMPTS: u64 = 3;
 
 /// The pull request as it is; `None` where there is none, or the token may not see it.
-fn current(services: &mut dyn Services, target: &Target) -> Result<Option<Json>, Failure> {
+fn current(services: &mut dyn Services, delivery: &Delivery, target: &Target) -> Result<Option<Json>, Failure> {
+    let late = || Failure {
+        status: 429,
+        retry_after_s: Some(BEHIND_S),
+        reason: "GitHub does not know yet what its webhook was about".to_owned(),
+    };
     let mut pauses = BEHIND_MS.iter();
     loop {
         let reply = github(services, "GET", &format!("{}/pulls/{}", target.base(), target.number), "")?;
@@ -202,10 +213,19 @@ fn current(services: &mut dyn Services, target: &Target) -> Result<Option<Json>,
             }
             (Cause::Asked { .. }, Some(_)) => false,
         };
-        match pauses.next() {
-            Some(pause_ms) if is_behind => services.sleep_ms(*pause_ms),
-            _ => return Ok(pull),
+        if !is_behind {
+            return Ok(pull);
         }
+        if let Some(pause_ms) = pauses.next() {
+            services.sleep_ms(*pause_ms);
+            continue;
+        }
+        return match (&target.cause, &pull) {
+            (_, None) if delivery.attempt < MISSING_ATTEMPTS => Err(late()),
+            (Cause::Pushed { head: told }, Some(shown)) if is_newer(services, target, head_of(shown), told)? => Err(late()),
+            // Neither is ahead: the commit that was told of is gone, after another push that was forced.
+            _ => Ok(pull),
+        };
     }
 }
 
@@ -326,6 +346,8 @@ struct Review<'a> {
     unread: BTreeSet<String>,
     /// Files that GitHub does not list.
     unlisted: u64,
+    /// The review is done; what is left is to show it.
+    concluded: bool,
     found: Vec<Finding>,
     earlier: Vec<Finding>,
     dropped: usize,
@@ -341,7 +363,7 @@ impl<'a> Review<'a> {
         if memory.pending {
             publish(services, settings, target, &mut memory)?;
         }
-        let pull = match current(services, target)? {
+        let pull = match current(services, delivery, target)? {
             Some(pull) => pull,
             None => return Ok(Begun::Nothing("no such pull request, or none that GITHUB_TOKEN may see")),
         };
@@ -395,6 +417,7 @@ impl<'a> Review<'a> {
             private: BTreeSet::new(),
             unread: BTreeSet::new(),
             unlisted: 0,
+            concluded: false,
             found: Vec::new(),
             earlier: Vec::new(),
             dropped: 0,
@@ -404,8 +427,8 @@ impl<'a> Review<'a> {
     fn run(&mut self) -> Result<Json, Failure> {
         let result = self.stages();
         if let Err(failure) = &result {
-            // Not when GitHub has just asked for a pause.
-            if failure.status != 429 && self.memory.comment.is_some() {
+            // Not when GitHub has just asked for a pause, nor over a review that is done.
+            if failure.status != 429 && !self.concluded && self.memory.comment.is_some() {
                 let status = format!(
                     "The review of {} was interrupted: {}. It is tried again by itself for some time; a comment with \
                      {} starts it anew.",
@@ -491,33 +514,33 @@ impl<'a> Review<'a> {
             self.memory.private = self.private.iter().cloned().collect();
             self.memory.save(self.services, &self.target.key())?;
         }
-        let known = std::mem::take(&mut self.memory.findings);
-        let known: Vec<Finding> = known
-            .into_iter()
-            .filter(|finding| whole.iter().any(|file| file.path == finding.path || file.before == finding.path))
-            .collect();
+        let known = self.memory.findings.clone();
+        let is_there = |path: &str| whole.iter().any(|file| file.path == path || file.before == path);
         let mut touched = Vec::new();
         self.earlier.clear();
         let candidates = match compared {
             _ if self.memory.head == self.head => {
-                self.earlier = known;
+                let known = known.into_iter().filter(|finding| is_there(&finding.path));
+                // On no line it only waited for its file to be read again.
+                (self.earlier, touched) = known.partition(|finding| finding.line > 0);
                 whole
             }
             None => {
-                touched = known;
+                touched.extend(known.into_iter().filter(|finding| is_there(&finding.path)));
                 whole
             }
             Some(files) => {
                 for finding in known {
                     match changes::carried(&finding, &files) {
-                        Some(moved) => self.earlier.push(moved),
+                        Some(moved) if moved.line == 0 && self.memory.unread.contains(&moved.path) => touched.push(moved),
+                        Some(moved) if is_there(&moved.path) => self.earlier.push(moved),
+                        Some(_) => {}
                         None => touched.push(finding),
                     }
                 }
                 changes::fresh(files, whole, &self.memory.unread)
             }
         };
-        self.memory.findings = self.earlier.iter().chain(&touched).cloned().collect();
         for file in candidates {
             let hidden = Some(PRIVATE).filter(|_| self.private.contains(&file.path));
             match hidden.or_else(|| file.reason(&self.settings.patterns)) {
@@ -531,14 +554,23 @@ impl<'a> Review<'a> {
     /// All files of the pull request.
     fn listed(&mut self) -> Result<Vec<File>, Failure> {
         let path = format!("{}/pulls/{}", self.target.base(), self.target.number);
-        let (mut whole, mut room) = (Vec::new(), MAX_PATCH_BYTES);
-        let failed = pages(self.services, &format!("{path}/files"), |page| {
-            whole.extend(File::page(page, &mut room));
-            true
-        })?;
-        if let Some(reply) = failed {
-            found(reply, "the files of the pull request")?;
-        }
+        let mut pauses = BEHIND_MS.iter();
+        let whole = loop {
+            let (mut whole, mut room) = (Vec::new(), MAX_PATCH_BYTES);
+            let failed = pages(self.services, &format!("{path}/files"), |page| {
+                whole.extend(File::page(page, &mut room));
+                true
+            })?;
+            if let Some(reply) = failed {
+                found(reply, "the files of the pull request")?;
+            }
+            // The list may be that of the head before.
+            let is_behind = whole.iter().any(|file| file.is_of_another(&self.head));
+            match pauses.next() {
+                Some(pause_ms) if is_behind => self.services.sleep_ms(*pause_ms),
+                _ => break whole,
+            }
+        };
         // The list is of no commit: after a push, its lines would be taken for those of the head before.
         let pull = found(github(self.services, "GET", &path, "")?, "the pull request")?;
         if head_of(&pull) != self.head {
@@ -1032,7 +1064,7 @@ impl<'a> Review<'a> {
         }
         // What a review that could not read the file did not find again is not known to be gone.
         for finding in touched {
-            if self.unread.contains(&finding.path) && !self.earlier.iter().any(|other| other.is_like(&finding)) {
+            if self.is_untold(&finding.path) && !self.earlier.iter().any(|other| other.is_like(&finding)) {
                 self.earlier.push(Finding { line: 0, ..finding });
             }
         }
@@ -1054,9 +1086,16 @@ impl<'a> Review<'a> {
         })
     }
 
+    /// Whether nobody knows what became of a file's findings: it should have been read, and was not.
+    fn is_untold(&self, path: &str) -> bool {
+        let untold = |reason: &str| reason.starts_with(REFUSED) || reason.starts_with("too large");
+        self.unread.contains(path) || self.skipped.iter().any(|(skipped, reason)| skipped == path && untold(reason))
+    }
+
     /// The summary and the risks, by the model if it can, else by counting.
     fn summed_up(&mut self, fresh: &[Finding]) -> Result<(String, Vec<String>), Failure> {
         let counted = match (fresh.len(), self.files.len()) {
+            (_, 0) if self.skipped.is_empty() => "Nothing new to review.".to_owned(),
             (_, 0) => "Nothing to review: every changed file is skipped.".to_owned(),
             (0, files) => format!("No new findings in {}.", plural(files, "file", "files")),
             (found, files) => {
@@ -1123,7 +1162,8 @@ impl<'a> Review<'a> {
     /// Keeps the review, then shows it.
     fn finish(&mut self, view: &View) -> Result<Json, Failure> {
         let key = self.target.key();
-        self.services.set(&format!("body/{key}"), &comment::render(view), 0)?;
+        self.concluded = true;
+        self.services.set(&format!("body/{key}"), &comment::render(view), FORGET_MS)?;
         self.memory.head = self.head.clone();
         if let Cause::Asked { comment, .. } = self.target.cause {
             self.memory.asked = self.memory.asked.max(comment);
@@ -1292,7 +1332,9 @@ fn publish(
     }
     memory.pending = false;
     memory.save(services, &key)?;
-    services.delete(&format!("body/{key}"))
+    // If that fails, it is overwritten by the next one, or forgotten.
+    let _ = services.delete(&format!("body/{key}"));
+    Ok(())
 }
 
 /// FNV-1a, to tell one part from another.

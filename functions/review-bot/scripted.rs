@@ -24,6 +24,10 @@ enum Fault {
     Status(u16),
     /// The answer is this status, and it was done all the same.
     StatusAfter(u16),
+    /// The store fails, and nothing was done.
+    Unstored,
+    /// The store fails, and it was done all the same.
+    UnstoredAfter,
 }
 
 /// One world with one pull request, `ann/repo` number 7.
@@ -67,6 +71,9 @@ struct World {
     pushed_meanwhile: bool,
     /// A comment that is made some time after its request has failed: with the next one.
     late: Option<String>,
+    attempt: u64,
+    /// So many lists of files are of the head before, which is `old_head`.
+    list_behind: usize,
     /// Files that are not in the list.
     unlisted: usize,
     /// Comments that may not be edited any more.
@@ -75,6 +82,11 @@ struct World {
 
 fn file(path: &str, status: &str, more: &str) -> String {
     format!(r#"{{"filename":{},"status":"{status}"{more}}}"#, write(&text(path)))
+}
+
+/// A file as it is listed for a commit.
+fn listed_for(file: &str, commit: &str) -> String {
+    format!(r#"{},"commit":"{commit}"}}"#, &file[..file.len() - 1])
 }
 
 /// A file whose new lines these are, from line 1 on.
@@ -149,6 +161,8 @@ impl World {
             old_head: "",
             pushed_meanwhile: false,
             late: None,
+            attempt: 1,
+            list_behind: 0,
             unlisted: 0,
             foreign: false,
         }
@@ -170,7 +184,8 @@ impl World {
 
     fn deliver(&mut self, settings: &Settings, event: &str, payload: &str, run: &str) -> Outcome {
         self.running.clear();
-        serve(self, settings, &Delivery { event, payload, run, left_ms: 600_000 })
+        let attempt = self.attempt;
+        serve(self, settings, &Delivery { event, payload, run, attempt, left_ms: 600_000 })
     }
 
     fn push(&mut self, run: &str) -> Outcome {
@@ -214,9 +229,13 @@ impl World {
     /// One call, with the fault that is due.
     fn call<T>(&mut self, done: impl FnOnce(&mut World) -> T) -> Result<T, Failure> {
         let fault = self.step()?;
+        if fault == Some(Fault::Unstored) {
+            return Err(Failure::new("the host: unavailable"));
+        }
         let result = done(self);
         match fault {
             Some(Fault::KilledAfter) => Err(self.error()),
+            Some(Fault::UnstoredAfter) => Err(Failure::new("the host: unavailable")),
             _ => Ok(result),
         }
     }
@@ -257,6 +276,11 @@ impl World {
                     self.files.len() + self.unlisted
                 );
                 (200, Json::parse(&pull).unwrap())
+            }
+            ("GET", "/pulls/7/files") if self.list_behind > 0 => {
+                self.list_behind -= 1;
+                let files: Vec<String> = self.files[..1].iter().map(|file| listed_for(file, self.old_head)).collect();
+                (200, self.page("files", &files, 1))
             }
             ("GET", "/pulls/7/files") => {
                 let listed = self.page("files", &self.files, page);
@@ -541,6 +565,8 @@ fn wherever_it_is_killed_or_fails_the_next_run_ends_with_the_same_one_comment() 
         Fault::StatusAfter(502),
         Fault::Status(429),
         Fault::Status(503),
+        Fault::Unstored,
+        Fault::UnstoredAfter,
     ];
     for fault in faults {
         let mut at = 1;
@@ -559,7 +585,10 @@ fn wherever_it_is_killed_or_fails_the_next_run_ends_with_the_same_one_comment() 
             }
             assert_eq!(without_tokens(world.comment()), TWO_FILES, "{fault:?} at {at}");
             assert_eq!(world.posted, 1, "{fault:?} at {at}");
-            // The lock is free, and nothing is left to do.
+            // The lock is free, where it could be given back, and nothing is left to do.
+            if matches!(fault, Fault::Unstored | Fault::UnstoredAfter) {
+                world.now_ms += 120_000;
+            }
             assert_eq!(write(&world.push("later").json), r#"{"ignored":"reviewed already"}"#, "{fault:?} at {at}");
             if !reached {
                 break;
@@ -1029,12 +1058,97 @@ fn a_push_that_githubs_answers_do_not_know_yet_is_waited_for() {
     world.slept_ms = 0;
     let late = world.deliver(&settings, "pull_request", &told(HEAD), "late");
     assert_eq!((write(&late.json).as_str(), world.slept_ms), (r#"{"ignored":"reviewed already"}"#, 0));
-    // Nor is one that is never there, for ever.
+    // After some time it comes again, but not for ever.
     let mut world = World::new(two_files());
-    world.behind = 9;
-    let outcome = world.deliver(&settings, "pull_request", &told(HEAD), "job");
-    assert!(write(&outcome.json).contains("none that GITHUB_TOKEN may see"));
-    assert_eq!((world.slept_ms, world.posted), (7000, 0));
+    world.behind = 100;
+    for attempt in 1..=3 {
+        world.attempt = attempt;
+        let outcome = world.deliver(&settings, "pull_request", &told(HEAD), "job");
+        if attempt < 3 {
+            assert_eq!((outcome.status, outcome.retry_after_s), (429, Some(15)));
+        } else {
+            assert!(write(&outcome.json).contains("none that GITHUB_TOKEN may see"));
+        }
+    }
+    assert_eq!((world.slept_ms, world.posted), (21_000, 0));
+    let mut world = World::new(two_files());
+    world.push("job");
+    world.head = NEXT.to_owned();
+    world.compared.insert(HEAD.to_owned(), vec![]);
+    (world.behind, world.old_head) = (4, HEAD);
+    let outcome = world.deliver(&settings, "pull_request", &told(NEXT), "second");
+    assert_eq!((outcome.status, outcome.retry_after_s), (429, Some(15)));
+    world.deliver(&settings, "pull_request", &told(NEXT), "second");
+    assert_eq!(marked_head(world.comment()), Some(NEXT));
+    // A commit that was pushed over is waited for once, and then what is there is reviewed.
+    let gone = "4".repeat(40);
+    let mut world = World::new(two_files());
+    assert_eq!(world.deliver(&settings, "pull_request", &told(&gone), "job").status, 200);
+    assert_eq!((world.slept_ms, marked_head(world.comment())), (7000, Some(HEAD)));
+}
+
+#[test]
+fn a_list_of_files_that_is_behind_is_waited_for() {
+    let mut world = World::new(vec![listed_for(&added("src/a.py", &["x = 1"]), HEAD)]);
+    world.push("job");
+    world.head = NEXT.to_owned();
+    world.files = vec![added("src/a.py", &["x = 1"]), added("new.py", &["BUG new"])];
+    world.files = world.files.iter().map(|file| listed_for(file, NEXT)).collect();
+    world.compared.insert(HEAD.to_owned(), vec![added("new.py", &["BUG new"])]);
+    (world.list_behind, world.old_head) = (2, HEAD);
+    world.push("second");
+    assert!(world.comment().contains("BUG new"), "{}", world.comment());
+    assert_eq!(world.slept_ms, 3000);
+}
+
+#[test]
+fn findings_move_with_a_file_that_is_renamed() {
+    let mut world = World::new(vec![added("src/a.py", &["x = 1", "y = BUG one"])]);
+    world.push("job");
+    world.head = NEXT.to_owned();
+    // To the base branch it is just new, under another name.
+    world.files = vec![added("src/z.py", &["x = 1", "y = BUG one"])];
+    let renamed = r#","previous_filename":"src/a.py","additions":0,"deletions":0"#;
+    world.compared.insert(HEAD.to_owned(), vec![file("src/z.py", "renamed", renamed)]);
+    world.push("second");
+    let moved = "### `src/z.py`\n\n* **medium**, line 2, reported before: Wrong: y = BUG one";
+    assert!(world.comment().contains(moved), "{}", world.comment());
+}
+
+#[test]
+fn a_finding_on_no_line_goes_when_its_file_is_read_again_without_it() {
+    let mut world = World::new(vec![added("src/b.py", &["a", "b", "WORST BUG two"])]);
+    world.push("job");
+    world.head = NEXT.to_owned();
+    world.statuses = vec![502, 502];
+    world.push("rebased");
+    assert!(world.comment().contains("* **critical**, reported before: Wrong: WORST BUG two"));
+    let third = "3".repeat(40);
+    let mended = |world: &mut World| {
+        world.files = vec![added("src/b.py", &["a", "b", "c"])];
+        let change = patched("src/b.py", "@@ -1,3 +1,3 @@\n a\n b\n-WORST BUG two\n+c");
+        world.compared.insert(NEXT.to_owned(), vec![change]);
+    };
+    world.head = third;
+    mended(&mut world);
+    world.push("mended");
+    assert!(!world.comment().contains("BUG two"), "{}", world.comment());
+}
+
+#[test]
+fn what_can_not_be_read_any_more_is_not_taken_for_mended() {
+    for refused in [false, true] {
+        let mut world = World::new(vec![added("src/b.py", &["a", "b", "WORST BUG two"])]);
+        world.push("job");
+        world.head = NEXT.to_owned();
+        if refused {
+            world.statuses = vec![413];
+        } else {
+            world.files = vec![file("src/b.py", "added", r#","additions":90000,"deletions":0"#)];
+        }
+        world.push("rebased");
+        assert!(world.comment().contains("* **critical**, reported before: Wrong: WORST BUG two"), "{refused}");
+    }
 }
 
 #[test]
@@ -1240,7 +1354,7 @@ fn a_huge_hunk_is_reviewed_in_pieces_and_a_small_context_is_kept() {
 #[test]
 fn near_the_deadline_it_ends_with_what_it_has() {
     let mut world = World::new(two_files());
-    let delivery = Delivery { event: "pull_request", payload: &pushed("opened"), run: "job", left_ms: 1000 };
+    let delivery = Delivery { event: "pull_request", payload: &pushed("opened"), run: "job", attempt: 1, left_ms: 1000 };
     assert_eq!(serve(&mut world, &World::settings(), &delivery).status, 200);
     assert!(world.comment().contains("over the budget of this review"));
 }

@@ -101,6 +101,18 @@ pub fn is_private_key(line: &str) -> bool {
     line.contains("-----BEGIN ") && line.contains("PRIVATE KEY")
 }
 
+/// Whether a line is nothing but base64, as keys have it, perhaps in quotes.
+pub fn is_encoded(line: &str) -> bool {
+    let line = line.trim_matches(|c: char| c.is_whitespace() || "\"',;+\\".contains(c));
+    let line = line.strip_suffix("\\n").unwrap_or(line);
+    let has = |of: fn(&u8) -> bool| line.as_bytes().iter().any(of);
+    line.len() >= 60
+        && line.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte))
+        && has(u8::is_ascii_digit)
+        && has(u8::is_ascii_uppercase)
+        && has(u8::is_ascii_lowercase)
+}
+
 fn matches(pattern: &str, path: &str) -> bool {
     let (pattern, path) = (pattern.to_lowercase(), path.to_lowercase());
     if let Some(folder) = pattern.strip_suffix('/') {
@@ -195,6 +207,18 @@ mod tests {
             ("package-lock.json", false),
         ] {
             assert_eq!(patterns.reason(path).is_some(), skipped, "{path}");
+        }
+    }
+
+    #[test]
+    fn encoded_bytes_are_told_from_code() {
+        let key = "MIIEowIBAAKCAQEAu1SU1LfVLPHCozMxH2Mo4lgOEePzNm0tRgeLezV6ffAt0gun";
+        for line in [key.to_owned(), format!("    \"{key}\\n\""), format!("{key}\\n")] {
+            assert!(is_encoded(&line), "{line}");
+        }
+        let hash = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        for line in ["x = 1", &"a".repeat(80), hash, &format!("let key = \"{key}\";")] {
+            assert!(!is_encoded(line), "{line}");
         }
     }
 

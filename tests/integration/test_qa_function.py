@@ -60,6 +60,10 @@ def folder(path: Path, **texts: str) -> Path:
     return path
 
 
+WIDE = [0.0] * 20_000
+"""More than a value of the store may have."""
+
+
 class Endpoint(ThreadingHTTPServer):
     """Makes embeddings of how often a text names which animal, of many lengths, but none of what is UNFIT."""
 
@@ -79,6 +83,7 @@ class Endpoint(ThreadingHTTPServer):
         if any("UNFIT" in text or not text.strip() for text in body["input"]):
             return 400, {"error": {"message": "the input is too long"}}
         vectors = [[9.0 * text.count("gnu"), 2.0 * text.count("zebra"), 0.5] for text in body["input"]]
+        vectors = [vector + WIDE * text.count("WIDE") for vector, text in zip(vectors, body["input"], strict=True)]
         return 200, {"data": [{"index": index, "embedding": vector} for index, vector in enumerate(vectors)]}
 
 
@@ -231,6 +236,23 @@ def test_a_piece_that_is_refused_costs_no_other_its_vector_and_is_not_tried_agai
 def test_a_line_with_a_gap_makes_no_empty_piece(qa: Host, endpoint: Endpoint) -> None:
     assert qa.request("PUT", "/qa/docs/gap.txt", f"gnu{' ' * 2000}zebra").json() == {"name": "gap.txt", "pieces": 2}
     assert [[text.strip() for text in texts] for texts in endpoint.news()] == [["gnu", "zebra"]]
+
+
+def test_vectors_for_which_the_store_has_no_room_are_used_all_the_same(
+    qa: Host, endpoint: Endpoint, tmp_path: Path
+) -> None:
+    deploy_qa(qa, folder(tmp_path / "docs", zebras="WIDE zebra", gnus="WIDE gnu"))
+    for _ in range(2):
+        answer = ask(qa, "WIDE zebra")
+        assert answer.status == 200, answer.body
+        assert answer.json()["ranking"] == "embeddings"
+        assert len(endpoint.news()) == 3
+
+
+def test_a_document_of_which_everything_is_refused_is_not_tried_piece_by_piece(qa: Host, endpoint: Endpoint) -> None:
+    text = "\n\n".join(f"# Part {n}\n\nUNFIT {'word ' * 150}" for n in range(70))
+    assert qa.request("PUT", "/qa/docs/unfit.txt", text).json() == {"name": "unfit.txt", "pieces": 70}
+    assert len({text for texts in endpoint.news() for text in texts}) == 32
 
 
 def test_a_question_that_is_refused_is_answered_by_words(qa: Host, endpoint: Endpoint, tmp_path: Path) -> None:

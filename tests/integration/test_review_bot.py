@@ -284,6 +284,10 @@ def test_push_that_githubs_answers_do_not_know_yet_is_reviewed(rig: Rig) -> None
     pull.push({"new.py": b"z = BUG two\n"})
     rig.github.lag(pull)
     assert rig.review(pull, "synchronize")["reviewed"] == pull.head_sha
+    pull.push({"newer.py": b"z = BUG three\n"})
+    rig.github.lag(pull, files=True)
+    assert rig.review(pull, "synchronize")["findings"] == 1
+    assert "### `newer.py`" in sticky(pull)
 
 
 def test_injected_diff_changes_nothing_but_its_own_finding(rig: Rig) -> None:
