@@ -1072,6 +1072,8 @@ impl<'a> Review<'a> {
         let more = fresh.len().saturating_sub(self.settings.max_findings);
         fresh.truncate(self.settings.max_findings);
         self.skipped.sort();
+        // So that they are shown while the summary is made.
+        self.found = fresh.clone();
         let (summary, risks) = self.summed_up(&fresh)?;
         Ok(View {
             reviewed: self.head.clone(),

@@ -540,6 +540,8 @@ fn an_opened_pull_request_gets_exactly_this_comment() {
     assert_eq!(without_tokens(world.comment()), TWO_FILES);
     let placeholder = "<!-- faas-review-bot v1 head=none -->\n## Code review\n\n\u{23f3} Reading `1111111`.\n";
     assert_eq!(world.bodies[0], placeholder);
+    let summing_up = world.bodies.iter().find(|body| body.contains("Summing up")).unwrap();
+    assert!(summing_up.contains("line 3: Wrong: WORST BUG two") && summing_up.contains("line 2: Wrong: y = BUG one"));
     assert_eq!(world.posted, 1);
 }
 
