@@ -161,7 +161,7 @@ def test_three_hundred_files_one_of_them_private(rig: Rig) -> None:
     assert len(rig.github.lines("GET", "*/files*")) == 3
     assert "`.env`: private: may hold secrets, not shown to a model" in review.skipped
     assert review.n_files == 299
-    assert all(lines == [1] for lines in review.findings.values())
+    assert all(set(lines) == {1} for lines in review.findings.values())
     wrote_nothing_but(rig, pull)
 
 
