@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from endpoints import JsonEndpoint
 from hosting import FUNCTIONS, Host, MakeHost, Reply, free_port, until, wasm
 
 CONTEXT = 2048
@@ -231,41 +230,17 @@ def test_a_model_that_is_busy_says_when_to_come_back(make_host: MakeHost, tmp_pa
 # --- an endpoint instead ----------------------------------------------------------------------------------------------
 
 
-class Endpoint:
+class Endpoint(JsonEndpoint):
     """An OpenAI-compatible server that answers by *script*: (status, headers, document) for each request in turn."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.script: list[tuple[int, dict[str, str], Any]] = []
         self.seen: list[tuple[str, str | None, Any]] = []
-        endpoint = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                endpoint.seen.append((self.path, self.headers["Authorization"], body))
-                status, headers, document = endpoint.script.pop(0)
-                content = json.dumps(document).encode()
-                self.send_response(status)
-                for name, value in {**headers, "Content-Length": str(len(content))}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> Endpoint:
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+    def answer(self, path: str, authorization: str | None, body: Any) -> tuple[int, dict[str, str], Any]:
+        self.seen.append((path, authorization, body))
+        return self.script.pop(0)
 
 
 def completed(text: str, finish: str = "stop") -> tuple[int, dict[str, str], Any]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
 import tomllib
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from endpoints import JsonEndpoint
 from hosting import FUNCTIONS, Host, Reply, until, wasm
 
 from faas.artifacts.bundle import pack_bundle
@@ -64,43 +63,27 @@ WIDE = [0.0] * 20_000
 """More than a value of the store may have."""
 
 
-class Endpoint(ThreadingHTTPServer):
+class Endpoint(JsonEndpoint):
     """Makes embeddings of how often a text names which animal, of many lengths, but none of what is UNFIT."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.embedded: list[list[str]] = []
-        super().__init__(("127.0.0.1", 0), Answering)
 
     def news(self) -> list[list[str]]:
         """Return the inputs of the requests since the last time."""
         embedded, self.embedded = self.embedded, []
         return embedded
 
-    def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    def answer(self, path: str, authorization: str | None, body: Any) -> tuple[int, dict[str, str], Any]:
         if path.endswith("/chat/completions"):
-            return 200, {"choices": [{"message": {"content": "That one [1]."}, "finish_reason": "stop"}]}
+            return 200, {}, {"choices": [{"message": {"content": "That one [1]."}, "finish_reason": "stop"}]}
         self.embedded.append(body["input"])
         if any("UNFIT" in text or not text.strip() for text in body["input"]):
-            return 400, {"error": {"message": "the input is too long"}}
+            return 400, {}, {"error": {"message": "the input is too long"}}
         vectors = [[9.0 * text.count("gnu"), 2.0 * text.count("zebra"), 0.5] for text in body["input"]]
         vectors = [vector + WIDE * text.count("WIDE") for vector, text in zip(vectors, body["input"], strict=True)]
-        return 200, {"data": [{"index": index, "embedding": vector} for index, vector in enumerate(vectors)]}
-
-
-class Answering(BaseHTTPRequestHandler):
-    server: Endpoint
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        status, document = self.server.answer(self.path, body)
-        content = json.dumps(document).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing."""
+        return 200, {}, {"data": [{"index": index, "embedding": vector} for index, vector in enumerate(vectors)]}
 
 
 @pytest.fixture(scope="module")
@@ -132,20 +115,13 @@ def qa(shared: Host) -> Iterator[Host]:
 def endpoint(qa: Host) -> Iterator[Endpoint]:
     """Where ``llm`` gets its embeddings and answers, as long as the test runs."""
     with Endpoint() as endpoint:
-        serving = threading.Thread(target=endpoint.serve_forever, kwargs={"poll_interval": 0.01})
-        serving.start()
-        try:
-            url = f"http://127.0.0.1:{endpoint.server_port}"
-            manifest = sample("llm")
-            manifest["capabilities"]["outbound"].append(url)
-            qa.deploy("llm", wasm("llm"), manifest)
-            configure(qa, "llm", LLM_URL=f"{url}/v1", LLM_REMOTE_MODEL="animals")
-            yield endpoint
-            configure(qa, "llm", LLM_URL="", LLM_REMOTE_MODEL="")
-            qa.deploy("llm", wasm("llm"), sample("llm"))
-        finally:
-            endpoint.shutdown()
-            serving.join()
+        manifest = sample("llm")
+        manifest["capabilities"]["outbound"].append(endpoint.url)
+        qa.deploy("llm", wasm("llm"), manifest)
+        configure(qa, "llm", LLM_URL=f"{endpoint.url}/v1", LLM_REMOTE_MODEL="animals")
+        yield endpoint
+        configure(qa, "llm", LLM_URL="", LLM_REMOTE_MODEL="")
+        qa.deploy("llm", wasm("llm"), sample("llm"))
 
 
 def test_documents_of_the_bundle_answer_a_question_by_their_words(qa: Host) -> None:

@@ -6,11 +6,11 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from endpoints import JsonEndpoint
 from hosting import Host, MakeHost, until
 from reviewing import CHANGES, TOKEN, Rig, own_comment
 
@@ -36,46 +36,21 @@ def diligent(request: str) -> dict[str, Any]:
     return {"findings": found, "ask": []}
 
 
-class Model:
-    """An OpenAI-compatible server that answers by a function; ``before`` is called first, with what was asked."""
+class Model(JsonEndpoint):
+    """An OpenAI-compatible server that answers by ``say``; ``before`` is called first, with what was asked."""
 
     def __init__(self) -> None:
-        self.answer: Callable[[str], dict[str, Any]] = diligent
+        super().__init__()
+        self.say: Callable[[str], dict[str, Any]] = diligent
         self.before: Callable[[str], object] = lambda request: None
         self.asked: list[list[str]] = []
-        model = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                messages = [message["content"] for message in body["messages"]]
-                model.asked.append(messages)
-                model.before(messages[-1])
-                text = json.dumps(model.answer(messages[-1]))
-                usage = {"prompt_tokens": 100, "completion_tokens": 10}
-                choice = {"message": {"content": text}, "finish_reason": "stop"}
-                content = json.dumps({"choices": [choice], "usage": usage}).encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> Model:
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+    def answer(self, path: str, authorization: str | None, body: Any) -> tuple[int, dict[str, str], Any]:
+        messages = [message["content"] for message in body["messages"]]
+        self.asked.append(messages)
+        self.before(messages[-1])
+        choice = {"message": {"content": json.dumps(self.say(messages[-1]))}, "finish_reason": "stop"}
+        return 200, {}, {"choices": [choice], "usage": {"prompt_tokens": 100, "completion_tokens": 10}}
 
 
 def sticky(pull: PullRequest) -> str:
@@ -106,7 +81,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory, scripted: Model) -> Itera
 def model(scripted: Model) -> Model:
     """A model that was asked nothing yet."""
     scripted.asked.clear()
-    scripted.answer, scripted.before = diligent, lambda request: None
+    scripted.say, scripted.before = diligent, lambda request: None
     return scripted
 
 
@@ -247,7 +222,7 @@ def test_model_may_read_more_at_that_commit(rig: Rig, model: Model) -> None:
             return {"findings": [{"path": "src/a.py", "line": 2, "severity": "low", "title": "b is 2", "detail": ""}]}
         return diligent(request)
 
-    model.answer = asks
+    model.say = asks
     pull = rig.open("tools", {"src/a.py": b"x = 1\ny = b\n"})
     rig.review(pull)
     assert "* **low**, line 2: b is 2\n" in sticky(pull)
@@ -260,7 +235,7 @@ def test_model_is_shown_no_private_file_whatever_name_it_goes_by(rig: Rig, model
             return {"findings": [], "ask": [{"tool": "read_file", "path": path, "from": 1, "to": 9} for path in paths]}
         return diligent(request)
 
-    model.answer = asks
+    model.say = asks
     base = {".env": b"KEY=1\n", "docs/link": Link(b"../conf/.env"), "conf/.env": b"KEY=2\n", "src/a.py": b"x = 1\n"}
     pull = rig.github.repository("octo/private", base).open_pull(
         "Move", {"config.txt": base[".env"], ".env": None, "src/a.py": b"x = BUG\n"}
